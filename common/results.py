@@ -1,0 +1,172 @@
+"""Scores on disk, the record of a run, and tables made from records alone.
+
+    python -m common.results table      # rewrite the generated tables of all README files
+    python -m common.results check      # exit code 1 when a README table differs from its records
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common.arguments import ROOT, ScriptParser, run_script
+from common.errors import UserError
+from common.files import atomic, plain, write_json
+
+RECORDS = ROOT / "results" / "records"
+COMPACT_BYTES = 1_000_000
+
+SHOWN = {
+    "closed_accuracy": "closed acc.",
+    "auroc": "AUROC",
+    "fpr95_known_positive": "FPR95",
+    "oscr": "OSCR",
+    "macro_f1_validation": "macro-F1",
+}
+
+
+def write_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a `scores.npz` (DESIGN: contract) atomically, compressed."""
+    needed = {"target", "prediction", "unknown_score", "split", "source", "sources", "class_names"}
+    if missing := needed - set(arrays):
+        raise ValueError(f"scores need {', '.join(sorted(missing))}")
+    with atomic(path) as partial, open(partial, "wb") as target:
+        np.savez_compressed(target, **arrays)
+
+
+def read_scores(path: Path) -> dict[str, np.ndarray]:
+    """Read a `scores.npz`; no pickled objects."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable scores file ({error}); test.py writes it") from None
+
+
+def write_compact_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the copy that is committed: no features, float32, logits only while the file stays under 1 MB."""
+    small = {"target": np.int16, "prediction": np.int16, "unknown_score": np.float32, "probabilities": np.float32}
+    kept = {k: v.astype(small.get(k, v.dtype)) for k, v in arrays.items() if k not in ("features", "logits")}
+    if "logits" in arrays:
+        write_scores(path, kept | {"logits": arrays["logits"].astype(np.float32)})
+        if path.stat().st_size <= COMPACT_BYTES:
+            return
+    write_scores(path, kept)
+    if path.stat().st_size > COMPACT_BYTES and "probabilities" in kept:
+        kept.pop("probabilities")
+        write_scores(path, kept)
+
+
+def record_path(paper: str, table: str, data: str, method: str, split: str, seed: int) -> Path:
+    """Where a record lies: `results/records/<paper>/<table>-<data>-<method>-<split>-s<seed>.json`."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9.+_]+", "_", part) for part in (table, data, method, split.replace("-", "_")))
+    return RECORDS / paper / f"{name}-s{seed}.json"
+
+
+def write_record(path: Path, record: Mapping, scores: Mapping[str, np.ndarray]) -> None:
+    """Write a record and, beside it, its compact scores (`.npz`)."""
+    write_compact_scores(path.with_suffix(".npz"), scores)
+    write_json(path, record)
+
+
+def read_records(paper: str | None = None, **wanted) -> list[dict]:
+    """All records (of one paper), in file order, whose fields equal `wanted`; each with its `path`."""
+    records = []
+    for path in sorted(RECORDS.glob(f"{paper or '*'}/*.json")):
+        record = json.loads(path.read_text()) | {"path": str(path.relative_to(ROOT))}
+        if all(record.get(key) == value for key, value in wanted.items()):
+            records.append(record)
+    return records
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A metric in a table: `.973`, `1.000`, or `–` where undefined."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def mean_interval(values: Iterable[float]) -> str:
+    """`mean ± half-width` of the 95 % t-interval over splits or seeds; the plain number for a single value."""
+    values = [v for v in values if v is not None]
+    if len(values) < 2:
+        return number(values[0] if values else None)
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{number(float(np.mean(values)))} ± {number(float(half))}"
+
+
+def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
+    """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        for source, values in record["metrics"].items():
+            if source != "all" or len(record["metrics"]) == 1:
+                split = record["split"].rsplit("-", 1)[0] if "-" in record["split"] else record["split"]
+                key = (record["table"], record["data"], split, source, record["method"])
+                groups.setdefault(key, []).append({"values": values, "record": record})
+    lines = [
+        "| recipe | known | unknown | score | runs | " + " | ".join(metrics.values()) + " | train min. |",
+        "|---" * (6 + len(metrics)) + "|",
+    ]
+    for (table, data, split, source, method), members in groups.items():
+        cells = [mean_interval(m["values"].get(name) for m in members) for name in metrics]
+        minutes = np.mean([m["record"]["wall_seconds"]["train"] / 60 for m in members])
+        lines.append(
+            f"| {table} | {data}, {split} | {source} | {method} | {len(members)} | {' | '.join(cells)} | {minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+BLOCK = re.compile(r"(<!-- records:(?P<query>[^>]*?) -->\n)(?P<body>.*?)(<!-- end records -->)", re.S)
+
+
+def filled(text: str) -> str:
+    """Fill every `<!-- records: paper=... key=value -->` block of a markdown text from the records."""
+
+    def fill(match):
+        query = dict(pair.split("=", 1) for pair in match["query"].split())
+        records = read_records(query.pop("paper", None), **query)
+        body = markdown_table(records) if records else "not run"
+        return f"{match[1]}{body}\n{match[4]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def get_args_parser() -> ScriptParser:
+    parser = ScriptParser(prog="python -m common.results", description=__doc__.split("\n")[0])
+    parser.add_argument("action", choices=("table", "check"), help="rewrite the README tables, or compare them")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = get_args_parser().parse_args(argv)
+    differing = []
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
+        text = path.read_text()
+        if filled(text) != text:
+            differing.append(str(path.relative_to(ROOT)))
+            if args.action == "table":
+                with atomic(path) as partial:
+                    partial.write_text(filled(text))
+    if args.action == "check" and differing:
+        print(f"tables that differ from their records: {', '.join(differing)}; run python -m common.results table")
+        sys.exit(1)
+    print(f"{len(differing)} file(s) rewritten" if args.action == "table" else "all tables equal their records")
+
+
+def record_of(run_meta: Mapping, **values) -> dict:
+    """Fields of a record that come from the training run's meta.json, joined with `values`."""
+    taken = ("seed", "code_version", "versions", "device", "device_name", "precision", "threads", "images_per_second")
+    return plain({**values, **{key: run_meta.get(key) for key in taken}, "data_checksums": run_meta["data_checksums"]})
+
+
+if __name__ == "__main__":
+    run_script(main)

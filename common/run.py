@@ -1,0 +1,307 @@
+"""One run: its directory, seeds, log, exact resume and time limit.
+
+A training script reads::
+
+    run = Run.create("baseline_openmax", args, devices, data_checksums)
+    run.track(model=model, optimizer=optimizer)
+    for epoch in run.epochs(args.max_epochs):
+        for images, labels in run.steps(batches, epoch):
+            ...
+            run.add(loss=loss)
+        run.end_epoch(accuracy=...)
+    run.finish(tensors, header)
+
+`state.pt` holds everything a resume needs and is replaced atomically every `--save_every` seconds, in mid-epoch too.
+Batches depend on (seed, epoch, number) alone, so the interrupted run continues with the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from common.arguments import ROOT
+from common.checkpoints import save_weights
+from common.devices import Devices
+from common.errors import TimeUp, UserError
+from common.files import atomic, plain, write_json
+
+# Flags that may differ between a run and its continuation: they change where and how long it computes, not what.
+FREE_FLAGS = {
+    "resume", "overwrite", "time_limit", "save_every", "device", "gpu", "data_dir", "run_dir", "save", "tensorboard", "dry_run"
+}  # fmt: skip
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import random
+
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def code_version() -> str:
+    """Commit of the repository, `+changes` when tracked files differ from it; the package version outside git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno", "--", "*.py"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {metadata.version('open-set-recognition')}"
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def command_line(argv=None) -> str:
+    """The command as it can be typed again from the repository's root."""
+    script = Path(sys.argv[0]).resolve()
+    try:
+        name = str(script.relative_to(ROOT))
+    except ValueError:
+        name = script.name
+    return shlex.join(["python", name, *(sys.argv[1:] if argv is None else argv)])
+
+
+def run_directory(paper: str, args) -> Path:
+    """`--run_dir`, else `runs/<paper>/<--save>`, else preset or data set and the time."""
+    if args.run_dir:
+        return args.run_dir
+    name = args.save or f"{getattr(args, 'preset', None) or args.known_dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return ROOT / "runs" / paper / name
+
+
+def find_run(paper: str, where: str | Path) -> Path:
+    """A run directory given as a path, or as the name it was saved under."""
+    named = ROOT / "runs" / paper / str(where)
+    for path in (Path(where), named):
+        if (path / "config.json").exists():
+            return path
+    raise UserError(f"no run {str(where)!r} here or in runs/{paper}; python {paper}/main.py --save {where} trains one")
+
+
+class Run:
+    """See the module's docstring; use `Run.create`."""
+
+    def __init__(self, directory: Path, paper: str, args, devices: Devices):
+        self.directory, self.paper, self.args, self.devices = Path(directory), paper, args, devices
+        self.started = self.last_save = time.monotonic()
+        self.epoch = self.step = self.images_seen = 0
+        self.seconds_before = self.images_before = 0.0
+        self.tracked: dict[str, object] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self.epoch_seconds = 0.0
+        self.state = None
+        self.writer = None
+
+    @classmethod
+    def create(cls, paper: str, args, devices: Devices, checksums: dict | None = None, argv=None) -> Run:
+        """Make the run's directory, or open it with `--resume`; seeds every generator.
+
+        Raises
+        ------
+        UserError
+            The directory exists and neither `--resume` nor `--overwrite` is given; or a resumed run had other flags.
+        """
+        run = cls(run_directory(paper, args), paper, args, devices)
+        seed_everything(args.seed)
+        config = plain(vars(args))
+        if devices.rank == 0:
+            run._claim(config)
+        devices.barrier()
+        if args.resume and (run.directory / "state.pt").exists():
+            run._read_state(config)
+        if devices.rank == 0:
+            write_json(run.directory / "config.json", config)
+            run._write_meta(command=command_line(argv), data_checksums=checksums or {})
+        return run
+
+    def _claim(self, config: dict) -> None:
+        exists = self.directory.exists() and any(self.directory.iterdir())
+        if exists and self.args.overwrite:
+            shutil.rmtree(self.directory)
+        elif exists and not self.args.resume:
+            raise UserError(f"run {self.directory} exists: --resume continues it, --overwrite deletes it first,"
+                            " --save NAME makes another")
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def _read_state(self, config: dict) -> None:
+        old = json.loads((self.directory / "config.json").read_text())
+        differing = [k for k in config if k not in FREE_FLAGS and old.get(k) != config[k]]
+        if differing:
+            said = ", ".join(f"--{k} {old.get(k)} then, {config[k]} now" for k in differing)
+            raise UserError(f"cannot resume {self.directory} with other flags: {said}")
+        self.state = torch.load(self.directory / "state.pt", weights_only=True, map_location="cpu")
+        threads = self.state["threads"]
+        if self.devices.device.type == "cpu" and threads != torch.get_num_threads():
+            print(f"note: continuing with {threads} threads as the run began; other counts give other rounding")
+            torch.set_num_threads(threads)
+
+    def _write_meta(self, **values) -> None:
+        path = self.directory / "meta.json"
+        if not hasattr(self, "meta"):
+            self.meta = json.loads(path.read_text()) if self.state is not None and path.exists() else {}
+        self.meta |= values
+        if "start" not in self.meta:
+            libraries = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "pillow")
+            versions = {name: metadata.version(name) for name in libraries}
+            self.meta |= {
+                "paper": self.paper,
+                "seed": self.args.seed,
+                "start": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "code_version": code_version(),
+                "versions": {"python": sys.version.split()[0], **versions},
+                **self.devices.describe(),
+            }
+        write_json(path, self.meta)
+
+    def track(self, **objects) -> None:
+        """Name the objects (with `state_dict`, `load_state_dict`) that a resume must restore; restores them now."""
+        self.tracked |= objects
+        if self.state is None:
+            return
+        for name, thing in objects.items():
+            thing.load_state_dict(self.state["objects"][name])
+        self.epoch, self.step = self.state["epoch"], self.state["step"]
+        self.sums = dict(self.state["sums"])
+        self.images_seen, self.epoch_seconds = self.state["images_seen"], self.state["epoch_seconds"]
+        self.seconds_before, self.images_before = self.state["seconds"], self.state["images_seen"]
+        torch.set_rng_state(self.state["rng"])
+        if self.devices.device.type == "cuda" and "cuda_rng" in self.state:
+            torch.cuda.set_rng_state(self.state["cuda_rng"], self.devices.device)
+        self._truncate_log()
+
+    def _truncate_log(self) -> None:
+        # A kill between the log line and the state leaves a line of an epoch that is done again.
+        path = self.directory / "log.jsonl"
+        if path.exists() and self.devices.rank == 0:
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] < self.epoch]
+            with atomic(path) as partial:
+                partial.write_text("".join(line + "\n" for line in lines))
+
+    def seconds(self) -> float:
+        """Seconds of work in this run, all its sessions together."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def save_state(self) -> None:
+        """Write `state.pt` (all that `--resume` needs; tensors and plain values only)."""
+        self.last_save = time.monotonic()
+        if self.devices.rank:
+            return
+        state = {
+            "objects": {name: thing.state_dict() for name, thing in self.tracked.items()},
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "images_seen": self.images_seen,
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds(),
+            "threads": torch.get_num_threads(),
+            "rng": torch.get_rng_state(),
+        }
+        if self.devices.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.devices.device)
+        with atomic(self.directory / "state.pt") as partial:
+            torch.save(state, partial)
+
+    def epochs(self, max_epochs: int) -> Iterator[int]:
+        """Epoch numbers that are still to do, from 0; one with `--dry_run`."""
+        self.max_epochs = 1 if self.args.dry_run else max_epochs
+        while self.epoch < self.max_epochs:
+            yield self.epoch
+
+    def steps(self, batches, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and labels of the epoch's remaining batches; saves the state between them and keeps the time limit."""
+        from tqdm import tqdm
+
+        begun = time.monotonic() - self.epoch_seconds
+        bar = tqdm(total=len(batches), initial=self.step, desc=f"epoch {epoch + 1}/{self.max_epochs}", delay=2,
+                   leave=False, disable=None if self.devices.rank == 0 else True)  # fmt: skip
+        for number, images, labels in batches.epoch(epoch, start=self.step):
+            yield images, labels
+            self.step = number + 1
+            self.images_seen += len(labels) * self.devices.world_size
+            self.epoch_seconds = time.monotonic() - begun
+            bar.update()
+            if self.args.dry_run:
+                break
+            self._between_steps()
+        bar.close()
+        self.devices.synchronise()
+        self.epoch_seconds = time.monotonic() - begun
+
+    def _between_steps(self) -> None:
+        limit = self.args.time_limit
+        if limit is not None and self.devices.agree(time.monotonic() - self.started > 60 * limit):
+            self.save_state()
+            raise TimeUp
+        if time.monotonic() - self.last_save >= self.args.save_every:
+            self.save_state()
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Add this step's values to the epoch's means (kept on the device: no waiting for it)."""
+        for name, value in values.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)).to(value.device) + value
+
+    def end_epoch(self, **values) -> dict:
+        """Log the epoch (means of `add`, `values`, images/s), save the state, print one line."""
+        done, seconds = self.step, max(self.epoch_seconds, 1e-9)
+        line = {"epoch": self.epoch, "steps": done}
+        line |= {name: float(self.devices.mean(total) / max(done, 1)) for name, total in self.sums.items()}
+        line |= {name: float(value) for name, value in values.items()}
+        line["seconds"] = round(seconds, 3)
+        self.epoch, self.step, self.sums, self.epoch_seconds = self.epoch + 1, 0, {}, 0.0
+        if self.devices.rank == 0:
+            with open(self.directory / "log.jsonl", "a") as log:
+                log.write(json.dumps(plain(line)) + "\n")
+            self._tensorboard(line)
+            last = self.epoch >= self.max_epochs
+            if last or seconds > 2 or self.epoch % max(self.max_epochs // 4, 1) == 0:
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k not in ("epoch", "steps"))
+                print(f"epoch {self.epoch}/{self.max_epochs}  {shown}", flush=True)
+        # Short runs need no state between epochs: writing it would take longer than the epoch.
+        if self.epoch >= self.max_epochs or time.monotonic() - self.last_save >= self.args.save_every:
+            self.save_state()
+        return line
+
+    def _tensorboard(self, line: dict) -> None:
+        if not self.args.tensorboard:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.directory / "tensorboard")
+        for name, value in line.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, line["epoch"])
+        self.writer.flush()
+
+    def finish(self, tensors: dict, header: dict) -> None:
+        """Write `weights.safetensors` and complete `meta.json`."""
+        if self.devices.rank:
+            return
+        save_weights(self.directory / "weights.safetensors", tensors, {"paper": self.paper, **header})
+        seconds = self.seconds()
+        self._write_meta(wall_seconds=round(seconds, 2), images_per_second=round(self.images_seen / seconds, 1),
+                         peak_memory_bytes=peak_memory(self.devices), finished=True)  # fmt: skip
+
+
+def peak_memory(devices: Devices) -> int:
+    """Largest memory this process held: on the GPU if it used one, else resident in main memory; bytes."""
+    if devices.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(devices.device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
