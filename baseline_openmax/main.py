@@ -117,8 +117,6 @@ def build_model(args, data):
 
 def closed_accuracy(model, images, devices, args) -> float:
     """Share of held-out known images classified correctly; NaN when there are none."""
-    import torch
-
     from common.inference import apply_batched
 
     if images is None or not len(images):
@@ -127,7 +125,7 @@ def closed_accuracy(model, images, devices, args) -> float:
     with devices.autocast():
         predictions = apply_batched(lambda x: {"class": model(x).argmax(1)}, images.pixels, devices.device)["class"]
     model.train()
-    return float((torch.from_numpy(predictions) == torch.from_numpy(images.labels)).double().mean())
+    return float((predictions == images.labels).mean())
 
 
 def main(argv=None) -> None:

@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 from common.arguments import ScriptParser, add_common_arguments, parse, positive_int, run_script
 
 PAPER = "baseline_openmax"
-SCORE_NAMES = ("msp", "mls", "energy", "entropy", "margin")
+SCORE_NAMES = ("msp", "mls", "energy", "entropy", "margin", "openmax")
 
 
 def get_args_parser() -> ScriptParser:
     parser = ScriptParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint_path", help="run directory, weights file, or a name in checkpoints/MANIFEST.json; else the run")
+    parser.add_argument("--checkpoint_path", help="run directory, weights file or manifest name; else the run")
     evaluation = parser.add_argument_group("evaluation")
     evaluation.add_argument("--score", nargs="+", choices=SCORE_NAMES, default=["mls", "msp"],
                             help="unknown scores; the first is the run's own (scores.npz)")
@@ -28,6 +30,19 @@ def get_args_parser() -> ScriptParser:
                             help="36x36 ODIN crops: cut to the centre, resized, or as they are")
     evaluation.add_argument("--train_scores", action="store_true",
                             help="score the training part too (always done without held-out images)")
+    openmax = parser.add_argument_group("OpenMax (Bendale and Boult 2016)")
+    openmax.add_argument("--tail_size", type=positive_int, default=20, help="largest distances per class in the fit (eta)")
+    openmax.add_argument("--alpha", type=positive_int, default=10, help="number of top classes that are revised")
+    openmax.add_argument("--distance", choices=("eucos", "euclidean", "cosine"), default="eucos",
+                         help="distance to the mean; eucos = Euclidean/200 + cosine")
+    openmax.add_argument("--alpha_rule", choices=("code", "paper"), default="code",
+                         help="rank weights: (alpha+1-i)/alpha as released, (alpha-i)/alpha as printed")
+    openmax.add_argument("--translation", type=float, default=1.0, help="where the smallest tail distance is moved to")
+    openmax.add_argument("--softmax", choices=("after", "before"), default="after", help="revise logits, or probabilities")
+    openmax.add_argument("--clip", choices=("none", "zero"), default="none", help="negative contributions to unknown: keep or 0")
+    openmax.add_argument("--weibull", choices=("newton", "libmr"), default="newton", help="fitter of the tails")
+    openmax.add_argument("--sweep", nargs="+", metavar="NAME=V,V",
+                         help="OpenMax over a grid, e.g. tail_size=20,50,100 distance=eucos,euclidean: table and figure")
     evaluation.add_argument("--record", metavar="TABLE", help="write records and compact scores under results/records")
     add_common_arguments(parser, train=False)
     return parser
@@ -35,6 +50,8 @@ def get_args_parser() -> ScriptParser:
 
 def main(argv=None) -> None:
     args = parse(get_args_parser(), argv)
+    from baseline_openmax.heads import clamp_alpha, fit_openmax, openmax_settings, save_openmax, stored_openmax
+    from baseline_openmax.sweep import parse_sweep, sweep, write_sweep
     from common.checkpoints import find, load_weights
     from common.devices import Devices
     from common.errors import UserError
@@ -47,17 +64,45 @@ def main(argv=None) -> None:
         raise UserError("name a run with --save or --run_dir, or weights with --checkpoint_path")
     source = args.checkpoint_path or run_dir
     tensors, header = load_weights(source, paper=PAPER)
+    settings = clamp_alpha(openmax_settings(args), len(header["class_names"])) if wants_openmax(args) else None
+    grid = parse_sweep(args.sweep, settings) if args.sweep else None
+    openmax = stored_openmax(tensors, header, settings) if settings else None
     devices = Devices(args)
     begun = time.monotonic()
-    scores, data = score(args, tensors, header, devices)
+    fits = grid is not None or (settings is not None and openmax is None)
+    arrays, data = score(args, tensors, header, devices, fits)
+    if settings is not None and openmax is None:
+        openmax = fit_openmax(arrays, settings)
     seconds = time.monotonic() - begun
+    files = find(source)
     if run_dir is None:
-        run_dir = find(source)[0].parent if find(source)[0].name == "weights.safetensors" else None
-    report(args, run_dir, header, scores, data, find(source), seconds, argv)
+        beside = files[0].name == "weights.safetensors"
+        run_dir = files[0].parent if beside else run_directory(f"test-{Path(str(source)).stem}", args)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    if fits:
+        save_openmax(run_dir / "openmax.safetensors", openmax, PAPER)
+    report(args, run_dir, header, arrays, openmax, data, files, seconds, argv)
+    if grid is not None:
+        write_sweep(sweep(arrays, settings, grid), run_dir)
+    print(f"written: {run_dir}")
 
 
-def score(args, tensors, header, devices):
+def wants_openmax(args) -> bool:
+    """Whether OpenMax has to be fitted or loaded."""
+    return "openmax" in args.score or bool(args.sweep)
+
+
+def run_directory(name: str, args) -> Path:
+    """Where the evaluation of a bare checkpoint goes: `--run_dir`, else `runs/baseline_openmax/<name>`."""
+    from common.arguments import ROOT
+
+    return args.run_dir or ROOT / "runs" / PAPER / name
+
+
+def score(args, tensors, header, devices, with_train):
     """Logits of all parts; returns the arrays of `scores.npz` without a score, and the data."""
+    import numpy as np
+
     from baseline_openmax.model import Classifier, mirrored
     from common.datasets import prepare
     from common.errors import UserError
@@ -72,7 +117,7 @@ def score(args, tensors, header, devices):
         raise UserError(f"the checkpoint knows {header['class_names']}, the data gives {list(data.class_names)}")
     model = Classifier(**header["model"])
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("statistics.")})
     except RuntimeError as error:
         raise UserError(f"weights do not fit the network of their header: {error}") from None
     model = devices.setup(model).eval()
@@ -82,59 +127,61 @@ def score(args, tensors, header, devices):
             return {"logits": mirrored(model, images) if header["mirror_test"] else model(images)}
 
     without_validation = data.validation is None or not len(data.validation)
-    parts = evaluation_parts(data, args.train_scores or without_validation)
+    parts = evaluation_parts(data, with_train or args.train_scores or without_validation)
     arrays = outputs(logits, parts, devices.device, args.batch_size)
     arrays["prediction"] = arrays["logits"].argmax(1)
-    arrays["class_names"] = data.class_names if not isinstance(data.class_names, tuple) else list(data.class_names)
+    arrays["class_names"] = np.array(data.class_names)
     return arrays, data
 
 
-def report(args, run_dir, header, arrays, data, files, seconds, argv) -> None:
+def report(args, run_dir, header, arrays, openmax, data, files, seconds, argv) -> None:
     """Write `scores*.npz`, `metrics.json` and, when asked, records; print a table."""
-    import json
-
+    from baseline_openmax.heads import scored
     from common import results
-    from common.arguments import ROOT
     from common.files import write_json
     from common.metrics import evaluate_file
     from common.run import command_line
-    from common.scores import SCORES
 
-    if run_dir is None:
-        run_dir = args.run_dir or ROOT / "runs" / PAPER / f"test-{time.strftime('%Y%m%d-%H%M%S')}"
-        run_dir.mkdir(parents=True, exist_ok=True)
     all_metrics = {}
     print(f"{'score':8} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
     for number, name in enumerate(args.score):
         path = run_dir / ("scores.npz" if number == 0 else f"scores_{name}.npz")
-        scored = arrays | {"unknown_score": SCORES[name](arrays["logits"])}
-        results.write_scores(path, scored)
+        result = scored(name, arrays, openmax)
+        results.write_scores(path, result)
         all_metrics[name] = evaluate_file(path)
-        for unknown, values in all_metrics[name].items():
+        for unknown, values in results.by_source(all_metrics[name]).items():
             print(f"{name:8} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
                   f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
         if args.record:
-            meta = json.loads((run_dir / "meta.json").read_text())
-            config = header["data"]
-            target = results.record_path(PAPER, args.record, config["known_dataset"], name, config["split"], config["seed"])
-            record = results.record_of(
-                meta, paper=PAPER, table=args.record, data=config["known_dataset"], split=config["split"], method=name,
-                metrics=all_metrics[name], backbone=header["model"]["backbone"],
-                commands=[meta["command"], command_line(argv)],
-                wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
-                checkpoint_sha256=[results_sha(file) for file in files],
-                unknown_checksums={k: v.checksums for k, v in data.unknown.items()},
-            )  # fmt: skip
-            results.write_record(target, record, scored)
+            write_record(args, run_dir, header, name, all_metrics[name], result, data, files, seconds, argv)
     write_json(run_dir / "metrics.json", {"scores": all_metrics, "command": command_line(argv)})
-    print(f"written: {run_dir}")
 
 
-def results_sha(file) -> str:
-    """SHA-256 of a weights file."""
+def write_record(args, run_dir, header, name, metrics, result, data, files, seconds, argv) -> None:
+    """Write the record of one score of a trained run, with its compact scores beside it."""
+    from common import results
     from common.files import sha256
+    from common.run import command_line
 
-    return sha256(file)
+    meta = json.loads((run_dir / "meta.json").read_text())
+    config = header["data"]
+    method = f"openmax-tail{args.tail_size}" if name == "openmax" else name
+    path = results.record_path(PAPER, args.record, config["known_dataset"], method, config["split"], config["seed"])
+    record = results.record_of(
+        meta,
+        paper=PAPER,
+        table=args.record,
+        data=config["known_dataset"],
+        split=config["split"],
+        method=method,
+        backbone=header["model"]["backbone"],
+        metrics=metrics,
+        commands=[meta["command"], command_line(argv)],
+        wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
+        checkpoint_sha256=[sha256(file) for file in files],
+        unknown_checksums={source: images.checksums for source, images in data.unknown.items()},
+    )
+    results.write_record(path, record, result)
 
 
 if __name__ == "__main__":

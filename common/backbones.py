@@ -12,9 +12,10 @@ from torch.nn import functional
 
 
 class Normalise(nn.Module):
-    """Turn uint8 images (or floats on the same 0..255 scale) into normalised floats, `(N, C, H, W)`.
+    """Turn uint8 images into normalised floats, `(N, C, H, W)`; floats pass unchanged.
 
-    The constants travel with the weights as buffers, so a checkpoint cannot be fed wrongly scaled images.
+    The constants travel with the weights as buffers, so a checkpoint cannot be fed wrongly scaled images. Float images
+    are network inputs already: only the noise sets in the ranges of the VMDLS release come so.
 
     Parameters
     ----------
@@ -28,7 +29,39 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images):
+        if images.is_floating_point():
+            return images
         return (images.float() - self.mean) / self.std
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the batch of all processes, on any device (torch's SyncBatchNorm refuses the CPU).
+
+    Sums pass through a differentiable all-reduce, so several processes train as one does on the joined batch.
+    """
+
+    @staticmethod
+    def convert(model: nn.Module) -> None:
+        """Turn every `BatchNorm2d` of a model into this form, in place."""
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = GlobalBatchNorm2d
+
+    def forward(self, images):
+        if not self.training:
+            return super().forward(images)
+        from torch.distributed.nn.functional import all_reduce
+
+        count = all_reduce(torch.tensor(float(images.numel() // images.shape[1]), device=images.device))
+        mean = all_reduce(images.float().sum((0, 2, 3))) / count
+        centred = images.float() - mean.view(1, -1, 1, 1)
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = (self.weight * (variance + self.eps).rsqrt()).view(1, -1, 1, 1)
+        return (centred * scale + self.bias.view(1, -1, 1, 1)).to(images.dtype)
 
 
 class Backbone(nn.Module):

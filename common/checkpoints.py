@@ -124,10 +124,15 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
     """Store a run's weights in half precision under `name`, in shards below 25 MB, and enter them in the manifest.
 
     Statistics (tensors under `statistics.`) and BatchNorm buffers keep their precision: scores depend on them exactly.
+    A fitted OpenMax beside the weights (`openmax.safetensors`) is stored with them.
     """
     import torch
 
     tensors, header = _read_file(find(run_dir)[0])
+    fitted = Path(run_dir) / "openmax.safetensors"
+    if fitted.exists():
+        statistics, its_header = _read_file(fitted)
+        tensors, header = tensors | statistics, header | its_header
     stored = {}
     for key, tensor in tensors.items():
         exact = key.startswith("statistics.") or "running_" in key or not tensor.is_floating_point()

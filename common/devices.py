@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from common.backbones import GlobalBatchNorm2d
 from common.errors import UserError
 
 
@@ -113,6 +114,7 @@ class Devices:
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.fabric is not None:
+            GlobalBatchNorm2d.convert(model)
             parallel = self.fabric.setup_module(model)
             return parallel if optimizer is None else (parallel, self.fabric.setup_optimizers(optimizer))
         called = torch.compile(model) if self.compile else model

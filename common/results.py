@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable scores file ({error}); test.py writes it") from None
 
 
@@ -84,6 +85,11 @@ def read_records(paper: str | None = None, **wanted) -> list[dict]:
     return records
 
 
+def by_source(metrics: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Metrics of each unknown source; those of all sources together only where there is no single one."""
+    return {source: values for source, values in metrics.items() if source != "all" or len(metrics) == 1}
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A metric in a table: `.973`, `1.000`, or `–` where undefined."""
     if value is None:
@@ -107,11 +113,10 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
     """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        for source, values in record["metrics"].items():
-            if source != "all" or len(record["metrics"]) == 1:
-                split = record["split"].rsplit("-", 1)[0] if "-" in record["split"] else record["split"]
-                key = (record["table"], record["data"], split, source, record["method"])
-                groups.setdefault(key, []).append({"values": values, "record": record})
+        for source, values in by_source(record["metrics"]).items():
+            split = record["split"].rsplit("-", 1)[0] if "-" in record["split"] else record["split"]
+            key = (record["table"], record["data"], split, source, record["method"])
+            groups.setdefault(key, []).append({"values": values, "record": record})
     lines = [
         "| recipe | known | unknown | score | runs | " + " | ".join(metrics.values()) + " | train min. |",
         "|---" * (6 + len(metrics)) + "|",

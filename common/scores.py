@@ -1,8 +1,8 @@
 """Scores that need no training: logits in, unknown score out (pure NumPy, float64).
 
-Every function takes logits `(N, K)` and returns an unknown score `(N,)`: **larger = more likely unknown**, the sign of
-`pytorch-ood`. They are computed without cancellation, so that a very sure network does not make ties: in float32 the
-maximum softmax probability of most images of a well trained network is exactly 1.
+Every function takes logits `(N, K)` and returns an unknown score `(N,)`: **larger = more likely unknown**,
+the sign of `pytorch-ood`. They are computed without cancellation, so that a very sure network does not make
+ties: in float32 the maximum softmax probability of most images of a well trained network is exactly 1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from common.errors import UserError
 def msp(logits) -> np.ndarray:
     r"""Maximum softmax probability, on a logarithmic scale: \(u = -\log \max_k p_k\).
 
-    The published score is \(1 - \max_k p_k\); the logarithm is a monotone map of it, so every metric that depends on
-    the order of scores is the same. `1 - exp(-msp(logits))` is the published scale.
+    The published score is \(1 - \max_k p_k\); the logarithm is a monotone map of it, so every metric that
+    depends on the order of scores is the same. `1 - exp(-msp(logits))` is the published scale.
 
     Parameters
     ----------
@@ -32,12 +32,14 @@ def msp(logits) -> np.ndarray:
 
     Notes
     -----
-    Computed as log(1 + sum of exp(z_k - z_max) over the other classes): a sample at logit margin 50 still differs from
-    one at margin 51, where float32 (from margin 17) and even float64 (from 37) would round both probabilities to 1.
+    Computed as log(1 + sum of exp(z_k - z_max) over the other classes): a sample at logit margin 50 still
+    differs from one at margin 51, where float32 (from margin 17) and even float64 (from 37) would round
+    both probabilities to 1.
 
     References
     ----------
-    Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples", ICLR 2017.
+    Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples", ICLR
+    2017.
 
     Examples
     --------
@@ -65,7 +67,8 @@ def mls(logits) -> np.ndarray:
 
     References
     ----------
-    Vaze, Han, Vedaldi and Zisserman, "Open-set recognition: a good closed-set classifier is all you need?", ICLR 2022.
+    Vaze, Han, Vedaldi and Zisserman, "Open-set recognition: a good closed-set classifier is all you need?",
+    ICLR 2022.
 
     Examples
     --------
@@ -121,13 +124,13 @@ def entropy(logits) -> np.ndarray:
 
     Notes
     -----
-    Written as \(\log \sum_k e^{z_k - z_{max}} + \sum_k p_k (z_{max} - z_k)\): all terms are non-negative, so nothing
-    cancels and sure samples keep distinct scores.
+    Written as \(\log \sum_k e^{z_k - z_{max}} + \sum_k p_k (z_{max} - z_k)\): all terms are non-negative,
+    so nothing cancels and sure samples keep distinct scores.
 
     Examples
     --------
     >>> entropy([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]).round(6).tolist()
-    [1.386294, 0.003699]
+    [1.386294, 0.003701]
     """
     logits = _checked(logits)
     log_total = np.log1p(_other_mass(logits)[1])
@@ -175,9 +178,8 @@ def _checked(logits) -> np.ndarray:
         raise UserError(f"logits must have shape (samples, classes), got {logits.shape}")
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
-        raise UserError(
-            f"logits: {int(bad.sum())} of {len(bad)} rows hold NaN or infinity (first: row {int(bad.argmax())})"
-        )
+        count, first = int(bad.sum()), int(bad.argmax())
+        raise UserError(f"logits: {count} of {len(bad)} rows hold NaN or infinity (first: row {first})")
     return logits
 
 

@@ -50,7 +50,7 @@ _ODIN = "of github.com/facebookresearch/odin"
 def _odin(name: str, archive: str, classes: str = "", count: int = 10_000) -> Entry:
     """Entry of an archive of the ODIN authors, in the folders that VMDLS and CROSR used and as a rebuilt npz file."""
     bases = ("openset/", "data/openset/", "", "odin/", "data/")
-    folders = tuple(base + archive for base in bases) + (f"odin/{name}.npz",)
+    folders = (*(base + archive for base in bases), f"odin/{name}.npz")
     return Entry(name, "outliers", (3, 32), 0, count, 0, folders, f"the archive {archive}.tar.gz {_ODIN}")
 
 
@@ -61,10 +61,18 @@ def _fixed(name: str, folder: str) -> Entry:
 
 
 _ENTRIES = (
-    Entry("digits", "digits", (1, 8), 1257, 540, 10, (), "scikit-learn (it ships the images)"),
+    Entry("digits", "digits", (1, 8), 1258, 539, 10, (), "scikit-learn (it ships the images)"),
     Entry("mnist", "idx", (1, 28), 60_000, 10_000, 10, ("MNIST/raw", "mnist/MNIST/raw"), "MNIST", "MNIST"),
     Entry(
-        "fashion-mnist", "idx", (1, 28), 60_000, 10_000, 10, ("FashionMNIST/raw",), "Fashion-MNIST", "FashionMNIST"
+        "fashion-mnist",
+        "idx",
+        (1, 28),
+        60_000,
+        10_000,
+        10,
+        ("FashionMNIST/raw",),
+        "Fashion-MNIST",
+        "FashionMNIST",
     ),
     Entry("kmnist", "idx", (1, 28), 60_000, 10_000, 10, ("KMNIST/raw",), "Kuzushiji-MNIST (CODH)", "KMNIST"),
     Entry(
@@ -103,7 +111,17 @@ _ENTRIES = (
         "cifar-100-python.tar.gz of cs.toronto.edu/~kriz/cifar.html",
         "CIFAR100",
     ),
-    Entry("svhn", "svhn", (3, 32), 73_257, 26_032, 10, ("", "svhn", "SVHN"), "train_32x32.mat, test_32x32.mat", "SVHN"),
+    Entry(
+        "svhn",
+        "svhn",
+        (3, 32),
+        73_257,
+        26_032,
+        10,
+        ("", "svhn", "SVHN"),
+        "train_32x32.mat, test_32x32.mat",
+        "SVHN",
+    ),
     Entry(
         "tinyimagenet",
         "tinyimagenet",
@@ -131,7 +149,17 @@ _ENTRIES = (
         ("ImageNet-30", "imagenet30", "ImageNet30", "imagenet-30"),
         "ImageNet-30 of github.com/hendrycks/ss-ood, as a train/ and a test/ folder of class folders",
     ),
-    Entry("textures", "textures", (3, 32), 0, 5_640, 47, ("dtd/dtd", "dtd", "textures", "Textures"), "DTD", "DTD"),
+    Entry(
+        "textures",
+        "textures",
+        (3, 32),
+        0,
+        5_640,
+        47,
+        ("dtd/dtd", "dtd", "textures", "Textures"),
+        "DTD",
+        "DTD",
+    ),
     Entry(
         "places",
         "folder",

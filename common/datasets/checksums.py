@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import UserError
 
-#: Path below the data folder, in torchvision's layout -> MD5. The sums are those that torchvision 0.29 lists; for unpacked
-#: IDX files they were computed from archives that passed their own sum.
+#: Path below the data folder, in torchvision's layout -> MD5. The sums are those that torchvision 0.29 lists; for
+#: unpacked IDX files they were computed from archives that passed their own sum.
 MD5: dict[str, str] = {
     "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
     "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",

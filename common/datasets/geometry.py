@@ -1,8 +1,8 @@
 """Geometric image operations on a whole batch, with one magnitude per image.
 
-Every operation takes images `(N, C, H, W)` on any device and works in tensor code, without a loop over images or pixels.
-The sampling arithmetic is Pillow's (`Image.transform`, `Image.rotate`, `Image.resize`): nearest neighbour walks in the
-same 16.16 fixed-point steps, so its pixels are the same ones; resizing uses the same 22-bit integer weights.
+Every operation takes images `(N, C, H, W)` on any device and works in tensor code, without a loop over images
+or pixels. The sampling arithmetic is Pillow's (`Image.transform`, `Image.rotate`, `Image.resize`): nearest
+neighbour walks in the same 16.16 fixed-point steps, resizing uses the same 22-bit weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WEIGHT_BITS = 22  # Pillow's precision of resampling weights: 32 - 8 (pixel) - 2
 
 
 def check_images(pixels: torch.Tensor, *, integer: bool = False, channels: tuple[int, ...] = ()) -> None:
-    """Raise a one-line ValueError unless `pixels` is `(N, C, H, W)`, uint8 if `integer`, with C among `channels`."""
+    """Raise ValueError unless `pixels` is `(N, C, H, W)`, uint8 if `integer`, with C among `channels`."""
     if pixels.dim() != 4:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
     if integer and pixels.dtype != torch.uint8:
@@ -32,7 +32,9 @@ def per_image(values, pixels: torch.Tensor, dtype: torch.dtype = torch.float64) 
     if values.dim() == 0:
         return values.expand(len(pixels))
     if values.shape != (len(pixels),):
-        raise ValueError(f"expected one value for each of {len(pixels)} images, got shape {tuple(values.shape)}")
+        raise ValueError(
+            f"expected one value for each of {len(pixels)} images, got shape {tuple(values.shape)}"
+        )
     return values
 
 
@@ -47,8 +49,11 @@ def fill_colour(fill, pixels: torch.Tensor) -> torch.Tensor:
 def horizontal_flip(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mirror left and right where `mask` (bool `(N,)`) is set."""
     check_images(pixels)
-    mask = per_image(mask, pixels, torch.bool)
-    return torch.where(mask.reshape(-1, 1, 1, 1), pixels.flip(3), pixels)
+    choice = per_image(mask, pixels, torch.bool) * len(pixels) + torch.arange(
+        len(pixels), device=pixels.device
+    )
+    # Copying whole images from a stack of both views is ten times faster than choosing pixel by pixel.
+    return torch.cat([pixels, pixels.flip(3)]).index_select(0, choice)
 
 
 def pad(pixels: torch.Tensor, padding: int, mode: str = "zero", fill=0) -> torch.Tensor:
@@ -59,7 +64,7 @@ def pad(pixels: torch.Tensor, padding: int, mode: str = "zero", fill=0) -> torch
     padding : int
         Pixels, at least 0.
     mode : "zero" or "reflect"
-        `zero` adds the colour `fill`; `reflect` mirrors without repeating the edge pixel, as `numpy.pad` does.
+        `zero` adds the colour `fill`; `reflect` mirrors without repeating the edge, as `numpy.pad` does.
     fill : number or one per channel
         Colour of the border in mode `zero`.
     """
@@ -79,7 +84,7 @@ def pad(pixels: torch.Tensor, padding: int, mode: str = "zero", fill=0) -> torch
         return canvas
     if padding >= min(height, width):
         raise ValueError(f"reflect padding {padding} needs images larger than that, got {height} x {width}")
-    near = torch.arange(padding, 0, -1, device=pixels.device)  # the source lines of the border before the image
+    near = torch.arange(padding, 0, -1, device=pixels.device)  # source lines of the border before the image
     far = torch.arange(2, padding + 2, device=pixels.device)  # and behind it, counted from the other end
     canvas[:, :, inner, inner] = pixels
     canvas[:, :, inner, :padding] = pixels.index_select(3, near)
@@ -96,7 +101,8 @@ def crop(pixels: torch.Tensor, offsets: torch.Tensor, height: int, width: int) -
     ----------
     pixels : Tensor `(N, C, H, W)`
     offsets : Tensor, int64 `(N, 2)`
-        Row and column of the window's first pixel; the window must lie inside the image.
+        Row and column of the window's first pixel; the window must lie inside the image (checked on the CPU
+        only: on a GPU the check would wait for the device).
     height, width : int
         Size of the window in pixels.
 
@@ -109,16 +115,26 @@ def crop(pixels: torch.Tensor, offsets: torch.Tensor, height: int, width: int) -
         raise ValueError(f"offsets must be ({len(pixels)}, 2), got {tuple(offsets.shape)}")
     if height > pixels.shape[2] or width > pixels.shape[3]:
         raise ValueError(f"window {height} x {width} is larger than {pixels.shape[2]} x {pixels.shape[3]}")
-    offsets = offsets.to(pixels.device)
-    # A strided view holds every possible window without copying; indexing it moves whole rows, not single pixels.
-    windows = pixels.unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(pixels), device=pixels.device), :, offsets[:, 0], offsets[:, 1]]
+    count, channels, lines, width_in = pixels.shape
+    if count and offsets.device.type == "cpu":
+        room = torch.tensor([lines - height, width_in - width])
+        if (offsets < 0).any() or (offsets > room).any():
+            raise ValueError(
+                f"window {height} x {width} leaves the image at an offset outside 0..{room.tolist()}"
+            )
+    row, column = offsets.to(pixels.device)[:, :, None, None].unbind(1)
+    plane = torch.arange(count * channels, device=pixels.device).reshape(count, channels, 1) * lines
+    start = (plane + row + torch.arange(height, device=pixels.device)) * width_in + column
+    # Every run of `width` neighbours in memory, as a view: a window is `height` such runs, copied whole.
+    memory = pixels.contiguous().reshape(-1)
+    runs = memory.as_strided((max(len(memory) - width + 1, 0), width), (1, 1))
+    return runs.index_select(0, start.reshape(-1)).reshape(count, channels, height, width)
 
 
 def pad_crop(
     pixels: torch.Tensor, offsets: torch.Tensor, padding: int, mode: str = "zero", fill=0
 ) -> torch.Tensor:
-    """Pad every side by `padding` and cut a window of the old size at `offsets` (int64 `(N, 2)`, 0 .. 2 padding)."""
+    """Pad every side, then cut a window of the old size at `offsets` (int64 `(N, 2)`, 0 .. 2 `padding`)."""
     return crop(pad(pixels, padding, mode, fill), offsets, pixels.shape[2], pixels.shape[3])
 
 
@@ -194,7 +210,7 @@ def transform(
 
 def _nearest(pixels: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Nearest pixel of every mapped point, and where that point lies in the image, bool `(N, H, W)`."""
-    count, channels, height, width = pixels.shape
+    height, width = pixels.shape[2:]
     a, b, c, d, e, f = matrix.unbind(1)
     start = torch.stack([c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5, a, b, d, e], 1)
     # int32 holds 15-bit coordinates, which is where Pillow leaves fixed point, too.
@@ -210,14 +226,13 @@ def _nearest(pixels: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _take(pixels: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Pixels at flat positions `source`, int64 `(N, h, w)`, of every channel."""
-    count, channels = pixels.shape[:2]
-    index = source.reshape(count, 1, -1).expand(-1, channels, -1)
-    return pixels.reshape(count, channels, -1).gather(2, index).reshape(count, channels, *source.shape[1:])
+    index = source.flatten(1)[:, None].expand(-1, pixels.shape[1], -1)
+    return pixels.flatten(2).gather(2, index).reshape(*pixels.shape[:2], *source.shape[1:])
 
 
 def _bilinear(pixels: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear mixture of the four pixels around every mapped point; neighbours beyond the edge repeat the edge."""
-    count, channels, height, width = pixels.shape
+    """Bilinear mixture of the four pixels around every mapped point; beyond the edge the edge repeats."""
+    height, width = pixels.shape[2:]
     a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
     column = torch.arange(width, device=pixels.device, dtype=torch.float64) + 0.5
     row = torch.arange(height, device=pixels.device, dtype=torch.float64)[:, None] + 0.5
@@ -238,7 +253,7 @@ def _bilinear(pixels: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def rotate(pixels: torch.Tensor, degrees, interpolation: str = "nearest", fill=0) -> torch.Tensor:
-    """Rotate every image about its centre, counter-clockwise for positive `degrees` (`(N,)`), as `Image.rotate`."""
+    """Rotate every image about its centre, counter-clockwise by `degrees` (`(N,)`), as `Image.rotate`."""
     height, width = pixels.shape[2:]
     angle = -torch.deg2rad(per_image(degrees, pixels) % 360.0)
     cos, sin = _round15(angle.cos()), _round15(angle.sin())
@@ -253,21 +268,21 @@ def _round15(values: torch.Tensor) -> torch.Tensor:
 
 
 def shear_x(pixels: torch.Tensor, strength, fill=0) -> torch.Tensor:
-    """Take column x + strength y (row y in pixels from the top; nearest); `strength` `(N,)`, 0 changes nothing."""
+    """Take column x + strength y (row y in pixels from the top; nearest pixel); `strength` `(N,)`."""
     strength = per_image(strength, pixels)
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     return transform(pixels, torch.stack([one, strength, zero, zero, one, zero], 1), fill=fill)
 
 
 def shear_y(pixels: torch.Tensor, strength, fill=0) -> torch.Tensor:
-    """Take row y + strength x (column x in pixels from the left; nearest); `strength` `(N,)`, 0 changes nothing."""
+    """Take row y + strength x (column x in pixels from the left; nearest pixel); `strength` `(N,)`."""
     strength = per_image(strength, pixels)
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     return transform(pixels, torch.stack([one, zero, zero, strength, one, zero], 1), fill=fill)
 
 
 def translate(pixels: torch.Tensor, right, down, fill=0) -> torch.Tensor:
-    """Take column x + `right` and row y + `down` (pixels, `(N,)` each; nearest), as Pillow's AFFINE matrix does."""
+    """Take column x + `right` and row y + `down` (pixels, `(N,)` each; nearest), as Pillow's AFFINE."""
     right, down = per_image(right, pixels), per_image(down, pixels)
     one, zero = torch.ones_like(right), torch.zeros_like(right)
     return transform(pixels, torch.stack([one, zero, right, zero, one, down], 1), fill=fill)
@@ -319,7 +334,10 @@ def affine(
 
 
 def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut a box from every image and resize it, as Pillow's `crop(box).resize(size, BILINEAR)` (area-weighted).
+    """Cut a box from every image and resize it, as Pillow's `crop(box).resize(size, BILINEAR)`.
+
+    A triangle filter as wide as the reduction. Columns are resized first, then rows, with rounding to uint8
+    in between. Pillow 13 takes the other order where that is cheaper; its values then differ by at most 1.
 
     Parameters
     ----------
@@ -337,7 +355,7 @@ def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor, height: int, width: 
     if boxes.shape != (len(pixels), 4):
         raise ValueError(f"boxes must be ({len(pixels)}, 4), got {tuple(boxes.shape)}")
     top, left, rows, columns = boxes.to(pixels.device).unbind(1)
-    pixels = _resample(pixels, left, columns, width)  # Pillow resizes rows first and rounds to uint8 in between
+    pixels = _resample(pixels, left, columns, width)
     return _resample(pixels.transpose(2, 3), top, rows, height).transpose(2, 3)
 
 
@@ -349,7 +367,7 @@ def _resample(pixels: torch.Tensor, start: torch.Tensor, length: torch.Tensor, s
     centre = (torch.arange(size, device=pixels.device) + 0.5) * scale
     first = (centre - support + 0.5).to(torch.int64).clamp(min=0)
     last = torch.minimum((centre + support + 0.5).to(torch.int64), length[:, None])
-    # The number of taps follows from the image size alone: no look at device values, the same on every process.
+    # The number of taps follows from the image size alone: no wait for the device, equal on every process.
     taps = torch.arange(math.ceil(max(1.0, width / size)) * 2 + 1, device=pixels.device)
     position = first[..., None] + taps
     distance = (position - centre[..., None] + 0.5) / support[..., None]

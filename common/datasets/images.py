@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -76,14 +77,24 @@ class Images:
         if not len(self):
             raise UserError(f"{self.name or 'the data set'} has no image: no mean to compute")
         if self.is_network_input:
-            return self.pixels.mean(axis=(0, 2, 3), dtype=np.float64), self.pixels.std(
-                axis=(0, 2, 3), dtype=np.float64
-            )
+            return self.pixels.mean(axis=(0, 2, 3), dtype=np.float64), self.pixels.std(axis=(0, 2, 3), dtype=np.float64)
         # A histogram has only 256 bins: exact, and without a float copy of the whole set.
         counts = np.stack([np.bincount(self.pixels[:, c].ravel(), minlength=256) for c in range(self.shape[0])])
         levels, total = np.arange(256) / 255, counts.sum(axis=1)
         mean = counts @ levels / total
         return mean, np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / total)
+
+
+def require_classes(name: str, part: str, classes: Sequence[str], labels, wanted: Sequence[int]) -> None:
+    """Raise a `UserError` that names the classes of `wanted` without an image in `labels`."""
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=max(wanted) + 1)
+    empty = [int(k) for k in wanted if not counts[k]]
+    if empty:
+        shown = ", ".join(f"{k} ({classes[k]})" for k in empty[:5]) + (" ..." if len(empty) > 5 else "")
+        raise UserError(
+            f"{name}: no {part} image of {len(empty)} of the {len(wanted)} classes wanted: {shown}; "
+            "fetch them or choose another split"
+        )
 
 
 def match_shape(images: Images, shape: tuple[int, int, int], resize: bool = True) -> Images:
@@ -104,7 +115,9 @@ def match_shape(images: Images, shape: tuple[int, int, int], resize: bool = True
     pixels = images.pixels
     if resize and pixels.shape[2:] != (height, width):
         if images.is_network_input:
-            raise UserError(f"{images.name} in its released form is {pixels.shape[2:]} and cannot be resized to {height}")
+            raise UserError(
+                f"{images.name} in its released form is {pixels.shape[2:]} and cannot be resized to {height}"
+            )
         pixels = resize_bilinear(pixels, height, width)
     if pixels.shape[1] == 1 and channels == 3:
         pixels = np.repeat(pixels, 3, axis=1)
@@ -121,11 +134,12 @@ def resize_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize uint8 `(N, C, H, W)` image by image with Pillow's bilinear filter."""
     from PIL import Image
 
-    mode, out = ("L" if pixels.shape[1] == 1 else "RGB"), np.empty((*pixels.shape[:2], height, width), np.uint8)
+    grey = pixels.shape[1] == 1
+    out = np.empty((*pixels.shape[:2], height, width), np.uint8)
     for source, target in zip(pixels, out):
-        frame = source[0] if mode == "L" else np.ascontiguousarray(source.transpose(1, 2, 0))
-        resized = np.asarray(Image.fromarray(frame, mode="L" if mode == "L" else None).resize((width, height), Image.BILINEAR))
-        target[:] = resized if mode == "L" else resized.transpose(2, 0, 1)
+        frame = source[0] if grey else np.ascontiguousarray(source.transpose(1, 2, 0))
+        resized = np.asarray(Image.fromarray(frame).resize((width, height), Image.BILINEAR))
+        target[:] = resized if grey else resized.transpose(2, 0, 1)
     return out
 
 
@@ -168,7 +182,9 @@ def stratified_subset(images: Images, count: int, seed: int, every_class: bool =
         return images
     classes = len(np.unique(images.labels))
     if every_class and count < classes:
-        raise UserError(f"a subset of {count} images is too small for the {classes} classes of {images.name}: at least {classes}")
+        raise UserError(
+            f"a subset of {count} images is too small for the {classes} classes of {images.name}: at least {classes}"
+        )
     rank, size, draw = class_ranks(images.labels, seed)
     # The first image of every class comes first; then the classes advance in proportion to their sizes.
     progress = np.where(rank == 0, -1.0, (rank + 0.5) / size)

@@ -1,8 +1,8 @@
 """Noise as unknown data: seeded, so that every run and every method meets the same images.
 
-Two forms. The default lies in image space, as a camera could deliver it: uint8, clipped to 0..255. The released form is
-what the VMDLS program fed to its network: float values that were never normalised (`noise`) or that were added after the
-normalisation (`mnist-noise`). It bypasses normalisation, and it is easier to reject.
+Two forms. The default lies in image space, as a camera could deliver it: uint8, clipped to 0..255. The released form
+is what the VMDLS program fed to its network: float values that were never normalised (`noise`) or that were added after
+the normalisation (`mnist-noise`). It bypasses normalisation, and it is easier to reject.
 """
 
 from __future__ import annotations

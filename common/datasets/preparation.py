@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import UserError
-from .catalogue import CATALOGUE, REST_OF, fold, resolve_name
-from .images import Images, class_ranks, match_shape, stratified_subset
+from .catalogue import REST_OF, fold, resolve_name
+from .images import Images, class_ranks, match_shape, require_classes, stratified_subset
 from .readers import load
-from .splits import Split, class_count, find_split
+from .splits import Split, find_split
 
 REST = "rest"
 
@@ -20,7 +20,7 @@ _MADE_FROM = {
     "imagenet-crop": ("tinyimagenet", "imagenet"),
     "imagenet-resize": ("tinyimagenet", "imagenet"),
     "imagenet-fix": ("imagenet",),
-    "mnist-noise": (),
+    "imagenet30": ("imagenet",),
 }
 
 
@@ -113,30 +113,24 @@ def prepare(
     _check_shares(validation_share, calibration_share)
     options = {"root": root, "download": download}
 
+    train_all = _known_part(load(dataset, True, keep=chosen.known, **options), chosen, "training")
     same_rest = REST in names and chosen.unknown_dataset is None
     everything = load(dataset, False, keep=chosen.known + (chosen.unknown if same_rest else ()), **options)
     test = _known_part(everything, chosen, "test")
-    train_all = _known_part(load(dataset, True, keep=chosen.known, **options), chosen, "training")
     train, validation, calibration = hold_out(train_all, validation_share, calibration_share, seed)
 
-    outliers = {}
-    for name in names:
-        key, images = _unknown_set(name, chosen, everything, released_noise, odin_crop, options)
-        native = odin_crop == "native" and key in ("imagenet-crop", "lsun-crop")
-        outliers[key] = match_shape(images, train_all.shape, resize=not native)
+    outliers = _unknown_sets(names, chosen, everything, released_noise, odin_crop, options)
     if subset is not None:
         train, test = (stratified_subset(part, subset, seed) for part in (train, test))
-        validation, calibration = (
-            part and stratified_subset(part, subset, seed) for part in (validation, calibration)
-        )
+        validation, calibration = (part and stratified_subset(part, subset, seed) for part in (validation, calibration))
         outliers = {key: stratified_subset(part, subset, seed, every_class=False) for key, part in outliers.items()}
-    checksums = {}
-    for part in (train_all, everything, *outliers.values()):
-        checksums.update(part.checksums)
+    checksums = _merged(train_all, everything, *outliers.values())
     outliers = {key: part.as_unknown() for key, part in outliers.items()}
-    return OpenSetData(
-        train, validation, calibration, test, outliers, train.classes, chosen, dataset, checksums
-    )
+    return OpenSetData(train, validation, calibration, test, outliers, train.classes, chosen, dataset, checksums)
+
+
+def _merged(*parts: Images) -> dict[str, str]:
+    return {file: digest for part in parts for file, digest in part.checksums.items()}
 
 
 def _unknown_names(dataset: str, split: Split, unknown) -> list[str]:
@@ -149,10 +143,14 @@ def _unknown_names(dataset: str, split: Split, unknown) -> list[str]:
     for item in (fold(name) for name in given if str(name).strip()):
         rest_of = REST_OF.get(item)
         if rest_of and rest_of != dataset:
-            raise UserError(f"unknown set '{item}' means the other classes of {rest_of}, but the known set is {dataset}")
+            raise UserError(
+                f"unknown set '{item}' means the other classes of {rest_of}, but the known set is {dataset}"
+            )
         name = REST if rest_of or item == REST else resolve_name(item)
         if name == REST and not rest_exists:
-            raise UserError(f"split '{split.name}' of {dataset} leaves no class unknown: choose first-K or a published split")
+            raise UserError(
+                f"split '{split.name}' of {dataset} leaves no class unknown: choose first-K or a published split"
+            )
         if name == dataset:
             raise UserError(
                 f"known and unknown data overlap: {dataset} is the known set; its other classes are called '{REST}'"
@@ -175,14 +173,7 @@ def _check_shares(validation: float, calibration: float) -> None:
 
 def _known_part(images: Images, split: Split, part: str) -> Images:
     """Relabel the known classes, and name those that have no image."""
-    counts = np.bincount(images.labels, minlength=max(split.known) + 1)
-    empty = [k for k in split.known if not counts[k]]
-    if empty:
-        shown = ", ".join(f"{k} ({images.classes[k]})" for k in empty[:5]) + (" ..." if len(empty) > 5 else "")
-        raise UserError(
-            f"{split.dataset}, split '{split.name}': no {part} image of {len(empty)} of {len(split.known)} known classes: "
-            f"{shown}; fetch them or choose another split"
-        )
+    require_classes(split.dataset, part, images.classes, images.labels, split.known)
     return images.relabelled(split.known)
 
 
@@ -216,6 +207,16 @@ def hold_out(
     return train, parts[0], parts[1]
 
 
+def _unknown_sets(names, split: Split, everything: Images, released_noise, odin_crop, options) -> dict[str, Images]:
+    """Load the unknown sets in the known set's channels and size."""
+    outliers = {}
+    for name in names:
+        key, images = _unknown_set(name, split, everything, released_noise, odin_crop, options)
+        native = odin_crop == "native" and key in ("imagenet-crop", "lsun-crop")
+        outliers[key] = match_shape(images, everything.shape, resize=not native)
+    return outliers
+
+
 def _unknown_set(name, split: Split, everything: Images, released_noise, odin_crop, options) -> tuple[str, Images]:
     """Load one unknown set; labels are still its own, so that a subset can be drawn in proportion."""
     if name == REST and split.unknown_dataset is None:
@@ -243,8 +244,3 @@ def _unknown_set(name, split: Split, everything: Images, released_noise, odin_cr
             f"{', '.join(shared[:5])}"
         )
     return name, images
-
-
-def is_known_dataset(name: str) -> bool:
-    """Tell whether a data set has classes and so can be the known one."""
-    return bool(CATALOGUE[resolve_name(name)].classes and class_count(name))

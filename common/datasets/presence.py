@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .catalogue import CATALOGUE, find
-from .readers_folders import has_images
+from .readers_folders import outlier_place
 from .streaming import locate_folder
 
 
@@ -17,7 +17,7 @@ def part_path(name: str, train: bool, root: Path) -> Path | None:
     entry = CATALOGUE[name]
     if train and not entry.train:
         return None
-    if entry.reader in ("digits",) or (entry.reader == "noise" and not entry.folders):
+    if entry.reader == "digits" or (entry.reader == "noise" and not entry.folders):
         return root
     if entry.reader in ("idx", "noise"):
         prefix = "train" if train else "t10k"
@@ -39,7 +39,5 @@ def part_path(name: str, train: bool, root: Path) -> Path | None:
     if entry.reader == "tinyimagenet":
         return find(name, root, "train" if train else "val")
     if entry.reader == "outliers":
-        places = [root / folder for folder in entry.folders]
-        usable = (p for p in places if p.is_file() or (p.is_dir() and not (p / "val").is_dir() and has_images(p)))
-        return next(usable, None)
+        return outlier_place(name, root)
     return locate_folder(name, train, root)

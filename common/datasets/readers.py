@@ -12,14 +12,12 @@ from ..errors import UserError
 from . import noise
 from .catalogue import CATALOGUE, data_root, missing, resolve_name
 from .images import Images
+from .presence import part_path
 from .readers_binary import read_cifar, read_digits, read_idx, read_svhn
 from .readers_folders import read_omniglot, read_outliers, read_tinyimagenet
+from .streaming import read_folder
 
 ODIN_CROPS = ("center", "resize", "native")
-
-
-class MissingPart(UserError):
-    """The data set has no such part at all (noise has no training images)."""
 
 
 def load(
@@ -71,11 +69,12 @@ def load(
     if odin_crop not in ODIN_CROPS:
         raise UserError(f"odin_crop must be one of {', '.join(ODIN_CROPS)}, got '{odin_crop}'")
     if train and not entry.train:
-        raise MissingPart(f"data set {name} has only a test part")
+        raise UserError(f"data set {name} has only a test part")
     try:
         images = _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shape)
     except UserError:
-        if not download or not entry.torchvision or _present(name, train, place):
+        # An error about files that are here means damage or a wrong argument: downloading would not help.
+        if not download or not entry.torchvision or part_path(name, train, place) is not None:
             raise
         fetch(name, place)
         images = _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shape)
@@ -91,10 +90,14 @@ def _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shap
     if entry.reader == "tinyimagenet":
         return read_tinyimagenet(entry.name, train, place, keep)
     if entry.reader in ("folder", "textures"):
-        from .streaming import read_folder
-
         return read_folder(entry.name, train, place, keep, size)
-    readers = {"cifar": read_cifar, "idx": read_idx, "svhn": read_svhn, "digits": read_digits, "omniglot": read_omniglot}
+    readers = {
+        "cifar": read_cifar,
+        "idx": read_idx,
+        "svhn": read_svhn,
+        "digits": read_digits,
+        "omniglot": read_omniglot,
+    }
     return readers[entry.reader](entry.name, train, place)
 
 
@@ -105,13 +108,6 @@ def _noise(name: str, place: Path, seed: int, released: bool, shape: tuple[int, 
         return noise.gaussian(shape, seed)
     digits = read_idx("mnist", False, place)
     return replace(noise.on_digits(digits, seed, released), name=name)
-
-
-def _present(name: str, train: bool, place: Path) -> bool:
-    """Tell whether the files of a part are here (so that an error about them means damage, not absence)."""
-    from .streaming import status
-
-    return status(name, train, place) is not None
 
 
 def fetch(name: str, root=None) -> None:
@@ -140,4 +136,6 @@ def fetch(name: str, root=None) -> None:
                 getattr(datasets, entry.torchvision)(str(place), download=True, **arguments)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"download of {name} failed ({reason}): fetch {entry.source} and put it into {place}") from error
+            raise UserError(
+                f"download of {name} failed ({reason}): fetch {entry.source} and put it into {place}"
+            ) from error

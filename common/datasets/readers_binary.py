@@ -10,16 +10,28 @@ import gzip
 import hashlib
 import io
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from .catalogue import find, missing
 from .checksums import corrupt, read_verified
-from .images import Images
+from .images import Images, class_ranks
 
 DIGITS = tuple("0123456789")
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 _IDX = {
@@ -62,7 +74,15 @@ def _unpickle(path: Path, key: str) -> tuple[dict, str]:
     blob, digest = read_verified(path, key)
     try:
         content = _ArrayUnpickler(io.BytesIO(blob), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        KeyError,
+    ) as error:
         raise corrupt(path, "a CIFAR batch", f"{type(error).__name__}: {error}") from error
     return content, digest
 
@@ -71,7 +91,7 @@ def read_cifar(name: str, train: bool, root: Path) -> Images:
     """Read CIFAR-10 or CIFAR-100 (fine labels); one part suffices."""
     folder, train_files, test_file, meta, names_key, labels_key = _CIFAR[name]
     files = train_files if train else (test_file,)
-    place = find(name, root, files[0])
+    place = find(name, root, files[0]) or find(name, root)
     absent = [f for f in (*files, meta) if place is None or not (place / f).exists()]
     if absent:
         raise missing(name, root, f"{'training' if train else 'test'} part: {', '.join(absent)}")
@@ -93,12 +113,16 @@ def _read_idx_file(place: Path, folder: str, stem: str, dimensions: int) -> tupl
     blob, digest = read_verified(place / file, f"{folder}/{file}")
     try:
         raw = gzip.decompress(blob) if packed else blob
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise corrupt(place / file, "a gzip file", str(error)) from error
     header = 4 + 4 * dimensions
     shape = tuple(int(n) for n in np.frombuffer(raw[4:header], dtype=">i4")) if len(raw) >= header else ()
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) != header + int(np.prod(shape)):
-        raise corrupt(place / file, f"an IDX file of {dimensions} dimensions", f"{len(raw)} bytes, header {raw[:4].hex()}")
+        raise corrupt(
+            place / file,
+            f"an IDX file of {dimensions} dimensions",
+            f"{len(raw)} bytes, header {raw[:4].hex()}",
+        )
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape), f"{folder}/{file}", digest
 
 
@@ -122,6 +146,7 @@ def read_idx(name: str, train: bool, root: Path) -> Images:
 def read_svhn(name: str, train: bool, root: Path) -> Images:
     """Read SVHN's cropped digits (`train_32x32.mat`, without the extra part); the digit 0 is stored as 10."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     file = f"{'train' if train else 'test'}_32x32.mat"
     place = find(name, root, file)
@@ -131,7 +156,7 @@ def read_svhn(name: str, train: bool, root: Path) -> Images:
     try:
         content = loadmat(io.BytesIO(blob))
         pixels, labels = content["X"].transpose(3, 2, 0, 1), content["y"].astype(np.int64).ravel() % 10
-    except (ValueError, KeyError, OSError, TypeError, NotImplementedError) as error:
+    except (MatReadError, ValueError, KeyError, OSError, TypeError, RuntimeError, zlib.error) as error:
         raise corrupt(place / file, "a MATLAB file with X and y", f"{type(error).__name__}: {error}") from error
     return Images(np.ascontiguousarray(pixels), labels, DIGITS, name, {file: digest})
 
@@ -155,10 +180,8 @@ def read_digits(name: str, train: bool, root: Path) -> Images:
     """Read scikit-learn's 1,797 scanned digits, 8x8, values 0..16 scaled to 0..255.
 
     The set has no published partition: 70 % of every class, drawn once with a fixed seed, are the training part
-    (1,257 images) and the others (540) the test part, whatever the seed of a run.
+    (1,258 images) and the others (539) the test part, whatever the seed of a run.
     """
-    from .images import class_ranks
-
     table = _digit_table()
     pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, 64].astype(np.int64)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import numpy as np
 from ..errors import UserError
 from .catalogue import CATALOGUE, find, missing
 from .checksums import corrupt
-from .images import Images, resize_bilinear
+from .images import Images, require_classes, resize_bilinear
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+#: Files of the complete set: "the first 10,000" of an incomplete one would silently be others.
+OMNIGLOT_FILES = {"images_background": 19_280, "images_evaluation": 13_180}
 #: Above this, a set is streamed from its folder and not held in memory.
 MEMORY_LIMIT = 4 * 2**30
 
@@ -85,6 +89,8 @@ def read_omniglot(name: str, train: bool, root: Path) -> Images:
     if place is None:
         raise missing(name, root, part)
     paths = image_files(place / part)
+    if len(paths) != OMNIGLOT_FILES[part]:
+        raise corrupt(place / part, f"{OMNIGLOT_FILES[part]} images", f"{len(paths)}")
     characters = [p.parent.relative_to(place / part).as_posix() for p in paths]
     classes, labels = np.unique(characters, return_inverse=True)
     if not train:
@@ -93,15 +99,13 @@ def read_omniglot(name: str, train: bool, root: Path) -> Images:
     def convert(image):
         return ImageOps.invert(image.convert("L")).resize((28, 28), Image.BILINEAR)
 
-    if not paths:
-        raise missing(name, root, f"no image below {part}")
     frames, digest = decode(paths, convert)
     key = f"omniglot-py/{part} ({len(paths)} files)"
     return Images(stack(frames, name), labels.astype(np.int64), tuple(map(str, classes)), name, {key: digest})
 
 
 def tinyimagenet_wnids(place: Path) -> list[str]:
-    """Return the 200 class names of Tiny-ImageNet in alphabetical order, also when only some training classes are here."""
+    """Return the 200 class names of Tiny-ImageNet in alphabetical order, also when some training classes are absent."""
     if (place / "wnids.txt").exists():
         wnids = set((place / "wnids.txt").read_text().split())
     elif (place / "val" / "val_annotations.txt").exists():
@@ -111,7 +115,9 @@ def tinyimagenet_wnids(place: Path) -> list[str]:
         wnids = {p.name for part in ("train", "val") if (place / part).is_dir() for p in (place / part).glob("n*")}
     expected = CATALOGUE["tinyimagenet"].classes
     if len(wnids) != expected:
-        raise UserError(f"{place}: {expected} classes expected, {len(wnids)} found (wnids.txt is missing or incomplete)")
+        raise UserError(
+            f"{place}: {expected} classes expected, {len(wnids)} found (wnids.txt is missing or incomplete)"
+        )
     return sorted(wnids)
 
 
@@ -138,9 +144,12 @@ def read_tinyimagenet(name: str, train: bool, root: Path, keep: Sequence[int] | 
         raise missing(name, root, part)
     wnids = tinyimagenet_wnids(place)
     paths, labels = _tinyimagenet_files(place, train, wnids)
+    if not paths:
+        raise missing(name, root, f"no image below {part}")
+    if keep is not None:
+        # Before anything is decoded: a partial download is common, and decoding takes seconds.
+        require_classes(name, "training" if train else "test", wnids, labels, keep)
     wanted = np.flatnonzero(np.isin(labels, np.arange(len(wnids)) if keep is None else np.asarray(keep)))
-    if not len(wanted):
-        raise missing(name, root, f"no image of the wanted classes below {part}")
     absent = next((paths[i] for i in wanted if not paths[i].exists()), None) if not train else None
     if absent is not None:
         raise corrupt(absent, "the image that val_annotations.txt names", "no file")
@@ -156,7 +165,7 @@ def _outlier_pixels(name: str, place: Path, odin_crop: str) -> tuple[np.ndarray,
         try:
             with np.load(io.BytesIO(blob), allow_pickle=False) as content:
                 data = content["data"]
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise corrupt(place, "an npz file with the array 'data'", str(error)) from error
         if data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] != 3:
             raise corrupt(place, "uint8 (N, H, W, 3)", f"{data.dtype} {data.shape}")
@@ -169,7 +178,7 @@ def _outlier_pixels(name: str, place: Path, odin_crop: str) -> tuple[np.ndarray,
 
 
 def fit_square(pixels: np.ndarray, odin_crop: str, size: int = 32) -> np.ndarray:
-    """Bring the 36x36 images of the ODIN crop archives to 32x32: `center` cuts them, `resize` scales, `native` leaves."""
+    """Bring the 36x36 images of the ODIN crop archives to 32x32: `center` cuts, `resize` scales, `native` leaves."""
     height, width = pixels.shape[2:]
     if (height, width) == (size, size) or odin_crop == "native":
         return pixels
@@ -185,17 +194,23 @@ def read_outliers(name: str, train: bool, root: Path, odin_crop: str = "center")
     An npz is one of ours, resampled from Tiny-ImageNet's test images: it is named `<name> (rebuilt)`, since numbers on
     it cannot be compared digit for digit with those on the published archives.
     """
-    places = [root / folder for folder in CATALOGUE[name].folders]
-    # `Imagenet` may also be the real ImageNet on a file system that ignores capitals: that one has train/ and val/.
-    usable = [p for p in places if p.is_file() or (p.is_dir() and not (p / "val").is_dir() and has_images(p))]
-    if not usable:
+    place = outlier_place(name, root)
+    if place is None:
         raise missing(name, root)
-    place = usable[0]
     pixels, digest = _outlier_pixels(name, place, odin_crop)
     pixels = fit_square(pixels, odin_crop)
     display = f"{name} (rebuilt)" if place.suffix == ".npz" else name
     key = place.relative_to(root).as_posix()
     return Images(pixels, np.zeros(len(pixels), dtype=np.int64), (), display, {key: digest})
+
+
+def outlier_place(name: str, root: Path) -> Path | None:
+    """Return the first folder or npz file of an outlier set that is here; published archives come before npz files."""
+    for place in (root / folder for folder in CATALOGUE[name].folders):
+        # `Imagenet` may also be the real ImageNet on a file system that ignores capitals: that one has train/ and val/.
+        if place.is_file() or (place.is_dir() and not (place / "val").is_dir() and has_images(place)):
+            return place
+    return None
 
 
 def has_images(folder: Path) -> bool:

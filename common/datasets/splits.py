@@ -71,8 +71,8 @@ def find_split(dataset: str, split: str | Sequence[int] = "all") -> Split:
     dataset : str
         Known data set, any spelling.
     split : str or sequence of int
-        A published name (`cssr-a` or `a`, `arpl-0`, `cac-0` or `neal-0`, `arpl-plus10-0`, ...), `all`, `first-6`, or the
-        known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`.
+        A published name (`cssr-a` or `a`, `arpl-0`, `cac-0` or `neal-0`, `arpl-plus10-0`, ...), `all`, `first-6`, or
+        the known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`.
     """
     dataset = resolve_name(dataset)
     count = class_count(dataset)

@@ -43,7 +43,7 @@ class FileList:
 
     def of_classes(self, keep: Sequence[int]) -> FileList:
         """Return the files whose label is in `keep`; labels stay as they are."""
-        wanted = set(int(k) for k in keep)
+        wanted = {int(k) for k in keep}
         return FileList([item for item in self.items if item[1] in wanted], self.classes, self.name)
 
 
@@ -194,10 +194,3 @@ def batches(
         generator=generator,
         persistent_workers=workers > 0,
     )
-
-
-def status(name: str, train: bool, root: Path) -> Path | None:
-    """Return where the files of a part are, or None; nothing is read."""
-    from .presence import part_path
-
-    return part_path(name, train, root)

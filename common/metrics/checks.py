@@ -9,15 +9,19 @@ from common.errors import UserError
 UNKNOWN = -1
 
 
-def labels(values, name: str, *, length: int | None = None, lowest: int = UNKNOWN, classes: int | None = None):
+def labels(
+    values, name: str, *, length: int | None = None, lowest: int = UNKNOWN, classes: int | None = None
+):
     """Return `values` as an int64 array (N,), or raise when they are not labels in lowest..classes - 1."""
     array = np.asarray(values)
     if array.ndim != 1 or (length is not None and len(array) != length):
         expected = "one dimension" if length is None else f"shape ({length},)"
         raise UserError(f"{name} must have {expected}, got shape {array.shape}")
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        if not (np.issubdtype(array.dtype, np.number) and np.all(np.mod(array, 1) == 0)):
-            raise UserError(f"{name} must hold whole numbers, got {array.dtype}")
+    whole = np.issubdtype(array.dtype, np.integer) or (
+        np.issubdtype(array.dtype, np.floating) and bool(np.all(np.mod(array, 1) == 0))
+    )
+    if array.size and not whole:
+        raise UserError(f"{name} must hold whole numbers, got {array.dtype}")
     array = array.astype(np.int64)
     if array.size and (array.min() < lowest or (classes is not None and array.max() >= classes)):
         highest = "" if classes is None else f"..{classes - 1}"
@@ -28,14 +32,16 @@ def labels(values, name: str, *, length: int | None = None, lowest: int = UNKNOW
 
 
 def scores(values, name: str = "unknown_score", *, length: int | None = None) -> np.ndarray:
-    """Return `values` as a float64 array (N,); NaN is refused, infinite scores are ordered like any other."""
+    """Return `values` as a finite float64 array (N,)."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or (length is not None and len(array) != length):
         expected = "one dimension" if length is None else f"shape ({length},)"
         raise UserError(f"{name} must have {expected}, got shape {array.shape}")
-    missing = int(np.isnan(array).sum())
-    if missing:
-        raise UserError(f"{name}: {missing} of {len(array)} values are NaN; a detector that cannot score has no metric")
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise UserError(
+            f"{name}: {bad.sum()} of {len(array)} values are NaN or infinite (first: {bad.argmax()})"
+        )
     return array
 
 

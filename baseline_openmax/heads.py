@@ -1,0 +1,72 @@
+"""From logits to unknown scores: the static scores, and OpenMax fitted on training logits or taken from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.inference import TRAIN
+from common.openmax import OpenMax
+from common.scores import SCORES
+
+PREFIX = "statistics.openmax."
+
+
+def openmax_settings(args) -> dict:
+    """Constructor arguments of `OpenMax` from the command line."""
+    return {
+        "tail_size": args.tail_size,
+        "alpha": args.alpha,
+        "distance": args.distance,
+        "alpha_rule": args.alpha_rule,
+        "translation": args.translation,
+        "softmax": args.softmax,
+        "clip": args.clip,
+        "backend": args.weibull,
+    }
+
+
+def clamp_alpha(settings: dict, classes: int) -> dict:
+    """Settings with alpha reduced to the number of classes, said in one line when that changes it."""
+    if settings["alpha"] > classes:
+        print(f"note: --alpha {settings['alpha']} exceeds the {classes} classes; {classes} is used")
+    return settings | {"alpha": min(settings["alpha"], classes)}
+
+
+def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict) -> OpenMax:
+    """Fit on the training part of scored arrays (`logits target split class_names`)."""
+    train = arrays["split"] == TRAIN
+    if not train.any():
+        raise UserError("OpenMax is fitted on training logits, and none were scored")
+    names = [str(name) for name in arrays["class_names"]]
+    return OpenMax(**settings).fit(arrays["logits"][train], arrays["target"][train], class_names=names)
+
+
+def stored_openmax(tensors: Mapping, header: Mapping, settings: dict) -> OpenMax | None:
+    """The OpenMax of a checkpoint, when it holds one fitted with these settings."""
+    stored = header.get("openmax")
+    if stored is None or any(stored[key] != value for key, value in settings.items()):
+        return None
+    arrays = {key[len(PREFIX) :]: value.numpy() for key, value in tensors.items() if key.startswith(PREFIX)}
+    return OpenMax.from_state(arrays, stored)
+
+
+def save_openmax(path: Path, model: OpenMax, paper: str) -> None:
+    """Write the fitted state beside the weights; `python -m common.checkpoints add` takes it into the checkpoint."""
+    import torch
+
+    from common.checkpoints import save_weights
+
+    tensors = {PREFIX + name: torch.from_numpy(np.array(value)) for name, value in model.state_dict().items()}
+    save_weights(path, tensors, {"paper": paper, "openmax": model.settings})
+
+
+def scored(name: str, arrays: Mapping[str, np.ndarray], openmax: OpenMax | None) -> dict[str, np.ndarray]:
+    """Arrays of `scores.npz` for the score called `name`; OpenMax adds its K + 1 probabilities, unknown last."""
+    if name != "openmax":
+        return {**arrays, "unknown_score": SCORES[name](arrays["logits"])}
+    probabilities = openmax.probabilities(arrays["logits"])
+    return {**arrays, "unknown_score": probabilities[:, -1], "probabilities": probabilities}

@@ -1,0 +1,54 @@
+"""Train and evaluate every method on the embedded `digits` set (known 0-5, unknown 6-9) and print one table.
+
+    python -m common.demo
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+
+from common.arguments import ROOT, ScriptParser, run_script
+from common.results import SHOWN, number
+
+# Folder, and the scores its test.py reports; a run is trained once and scored in every way.
+METHODS = {"baseline_openmax": ["mls", "msp", "energy", "entropy", "margin"]}
+
+
+def run_method(folder: str, scores: list[str], directory: Path) -> tuple[dict, float]:
+    """Train and evaluate one folder's method; returns `metrics.json`'s scores and the seconds it took."""
+    from importlib import import_module
+
+    begun = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        import_module(f"{folder}.main").main(["--run_dir", str(directory), "--overwrite"])
+        import_module(f"{folder}.test").main(["--run_dir", str(directory), "--score", *scores])
+    metrics = json.loads((directory / "metrics.json").read_text())["scores"]
+    return metrics, time.monotonic() - begun
+
+
+def get_args_parser() -> ScriptParser:
+    parser = ScriptParser(prog="python -m common.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo", help="folder of the demo's runs")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = get_args_parser().parse_args(argv)
+    print("digits (1,797 scans, 8x8): known 0-5, unknown 6-9, seed 0", flush=True)
+    columns = [*SHOWN.values(), "seconds"]
+    print(f"{'method':28}" + "".join(f"{column:>13}" for column in columns), flush=True)
+    for folder, scores in METHODS.items():
+        metrics, seconds = run_method(folder, scores, args.runs / folder)
+        for position, name in enumerate(scores):
+            cells = [number(metrics[name]["all"][key]) for key in SHOWN]
+            cells.append(f"{seconds:.1f}" if position == 0 else '"')
+            print(f"{folder + ' ' + name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+    print(f"runs: {args.runs}   scores.npz, metrics.json, weights.safetensors of each")
+
+
+if __name__ == "__main__":
+    run_script(main)

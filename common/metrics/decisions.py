@@ -1,0 +1,267 @@
+"""Metrics of decisions: which class, or unknown, at a threshold.
+
+`target` (N,) holds known classes 0..K-1 and -1 for unknown; a *decision* (N,) uses the same labels.
+`decide` makes decisions from predictions and scores. Classes are counted, never looped over.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+from common.metrics.checks import UNKNOWN, labels, matrix, scores
+
+
+def decide(prediction, unknown_score, threshold: float) -> np.ndarray:
+    """Return the predicted class where the unknown score is below the threshold, else -1.
+
+    Parameters
+    ----------
+    prediction : int array (N,)
+        Predicted known class, ignoring rejection.
+    unknown_score : float array (N,)
+        Larger = more likely unknown. A score equal to the threshold is rejected.
+    threshold : float
+        For example from `common.metrics.threshold_accepting`.
+
+    Returns
+    -------
+    int64 array (N,)
+
+    Examples
+    --------
+    >>> decide([0, 1, 1], [0.1, 0.5, 0.9], threshold=0.5).tolist()
+    [0, -1, -1]
+    """
+    prediction = labels(prediction, "prediction")
+    return np.where(scores(unknown_score, length=len(prediction)) < threshold, prediction, UNKNOWN)
+
+
+def decide_argmax(probabilities) -> np.ndarray:
+    """Return the class of largest probability among K known ones and unknown (last column), as labels with
+    -1.
+
+    Parameters
+    ----------
+    probabilities : float array (N, K + 1)
+        Unknown last. Of equal largest values the first column is taken.
+
+    Returns
+    -------
+    int64 array (N,)
+
+    Examples
+    --------
+    >>> decide_argmax([[0.6, 0.1, 0.3], [0.2, 0.2, 0.6]]).tolist()
+    [0, -1]
+    """
+    probabilities = matrix(probabilities, "probabilities", length=len(probabilities))
+    best = probabilities.argmax(axis=1)
+    return np.where(best == probabilities.shape[1] - 1, UNKNOWN, best)
+
+
+def confusion(target, decision, classes: int) -> np.ndarray:
+    """Return counts (K + 1, K + 1): rows are true classes, columns decisions, unknown last in both.
+
+    Examples
+    --------
+    >>> confusion([0, 1, -1], [0, -1, 1], classes=2).tolist()
+    [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    """
+    target = labels(target, "target", classes=classes)
+    decision = labels(decision, "decision", length=len(target), classes=classes)
+    row, column = np.where(target < 0, classes, target), np.where(decision < 0, classes, decision)
+    return np.bincount(row * (classes + 1) + column, minlength=(classes + 1) ** 2).reshape(
+        classes + 1, classes + 1
+    )
+
+
+def macro_f1(target, decision, classes: int) -> float:
+    r"""Mean F1 over the K known classes and "unknown": \(F_k = 2 TP_k / (\text{true}_k + \text{decided}_k)\).
+
+    Parameters
+    ----------
+    target, decision : int arrays (N,)
+        Known class, or -1 for unknown.
+    classes : int
+        K, the number of known classes.
+
+    Returns
+    -------
+    float
+        1 = perfect; NaN when there is no known or no unknown sample.
+
+    Notes
+    -----
+    The mean is over unknown and the known classes that have samples: the set does not depend on the
+    decisions, unlike scikit-learn's default, which adds a class once it is decided. With a sample of every
+    class both are equal. No polarity: decisions are already made.
+
+    Examples
+    --------
+    >>> round(macro_f1([0, 0, 1, -1], [0, -1, 1, -1], classes=2), 6)
+    0.777778
+    """
+    target = labels(target, "target", classes=classes)
+    decision = labels(decision, "decision", length=len(target), classes=classes)
+    present, hits, true, decided = _counts(target, decision, classes)
+    if not true[-1] or not true[:-1].any():
+        return float("nan")
+    return float(np.mean(2 * hits[present] / (true[present] + decided[present])))
+
+
+class OracleF1(NamedTuple):
+    """Largest macro-F1 over all thresholds, and a threshold that attains it."""
+
+    value: float
+    threshold: float
+
+
+def macro_f1_oracle(target, prediction, unknown_score, classes: int) -> OracleF1:
+    """Largest `macro_f1` over every distinct threshold of the unknown score, chosen with the test labels.
+
+    Parameters
+    ----------
+    target, prediction : int arrays (N,)
+        Known class (-1 = unknown in `target`); prediction ignores rejection.
+    unknown_score : float array (N,)
+        Larger = more likely unknown.
+    classes : int
+        K, the number of known classes.
+
+    Returns
+    -------
+    OracleF1
+        (value, threshold); accept where the score is below the threshold. (NaN, NaN) without known or
+        unknown samples.
+
+    Notes
+    -----
+    An upper bound, not a result: no method knows this threshold. Accepting one more sample changes the F1
+    of its predicted class and of "unknown" alone, so all thresholds cost one sort: O(n log n), independent
+    of K. Tied scores are accepted together; of equal values the smallest threshold is returned.
+
+    Examples
+    --------
+    >>> best = macro_f1_oracle([0, 1, -1, -1], [0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], classes=2)
+    >>> best.value, 0.2 < best.threshold < 0.3
+    (1.0, True)
+    """
+    target = labels(target, "target", classes=classes)
+    prediction = labels(prediction, "prediction", length=len(target), lowest=0, classes=classes)
+    unknown_score = scores(unknown_score, length=len(target))
+    true = np.bincount(np.where(target < 0, classes, target), minlength=classes + 1)
+    if not true[-1] or not true[:-1].any():
+        return OracleF1(float("nan"), float("nan"))
+    order = np.argsort(unknown_score, kind="stable")
+    ranked_score, ranked_target = unknown_score[order], target[order]
+    known_part = _known_f1_gain(ranked_target, prediction[order], true).cumsum()
+
+    rejected = np.arange(len(order), -1, -1)
+    rejected_unknown = true[-1] - np.r_[0, np.cumsum(ranked_target == UNKNOWN)]
+    total = np.r_[0.0, known_part] + 2 * rejected_unknown / (rejected + true[-1])
+    # A threshold exists only before the first sample, after the last, and between different scores.
+    possible = np.r_[True, ranked_score[1:] != ranked_score[:-1], True]
+    accepted = int(np.where(possible, total, -np.inf).argmax())
+    threshold = float(np.nextafter(ranked_score[accepted - 1], np.inf)) if accepted else float("-inf")
+    # The running sum carries rounding of 1e-13; the value is computed anew at the threshold it chose.
+    return OracleF1(macro_f1(target, decide(prediction, unknown_score, threshold), classes), threshold)
+
+
+def _known_f1_gain(ranked_target, ranked_prediction, true) -> np.ndarray:
+    """Return the change of the sum of known classes' F1 as each sample, in score order, is accepted."""
+    by_class = np.argsort(ranked_prediction, kind="stable")  # score order is kept within a predicted class
+    predicted = ranked_prediction[by_class]
+    hit = (ranked_target == ranked_prediction)[by_class]
+    start = np.searchsorted(
+        predicted, predicted, side="left"
+    )  # first position of the sample's predicted class
+    decided = np.arange(len(predicted)) - start + 1
+    running = np.cumsum(hit)
+    hits = running - (running[start] - hit[start])
+    present = true[predicted] > 0
+    support = np.where(present, true[predicted], 1)
+    gain = 2 * hits / (support + decided) - 2 * (hits - hit) / (support + decided - 1)
+    result = np.empty(len(predicted))
+    result[by_class] = np.where(present, gain, 0.0)  # classes without samples are not part of the mean
+    return result
+
+
+class OpenF(NamedTuple):
+    """Open-set F-measure over the known classes."""
+
+    micro: float
+    macro: float
+
+
+def open_f(target, decision, classes: int) -> OpenF:
+    r"""Open-set F-measure: precision and recall of the **known classes only**, summed (micro) or averaged
+    (macro).
+
+    An unknown sample accepted as class k is a false positive of k; a known sample of k that is rejected or
+    put into another class is a false negative of k. "Unknown" itself is no class here, which is the
+    difference to `macro_f1`. \(F = 2 P R / (P + R)\).
+
+    Parameters
+    ----------
+    target, decision : int arrays (N,)
+        Known class, or -1 for unknown.
+    classes : int
+        K, the number of known classes.
+
+    Returns
+    -------
+    OpenF
+        (micro, macro); 1 = perfect. NaN when there is no known or no unknown sample.
+
+    Notes
+    -----
+    Micro: P and R of the counts summed over classes. Macro: P and R averaged over the known classes that
+    have samples, then combined; a class into which nothing is decided has precision 0 (its recall is 0 as
+    well).
+
+    References
+    ----------
+    Mendes Junior et al., "Nearest neighbors distance ratio open-set classifier", Machine Learning 106, 2017.
+
+    Examples
+    --------
+    >>> open_f([0, 0, 1, -1], [0, -1, 1, 1], classes=2)
+    OpenF(micro=0.6666666666666666, macro=0.75)
+    """
+    target = labels(target, "target", classes=classes)
+    decision = labels(decision, "decision", length=len(target), classes=classes)
+    present, hits, true, decided = _counts(target, decision, classes)
+    if not true[-1] or not true[:-1].any():
+        return OpenF(float("nan"), float("nan"))
+    known = present[:-1]  # `present` ends with unknown
+    precision = float(np.mean(hits[known] / np.maximum(decided[known], 1)))
+    recall = float(np.mean(hits[known] / true[known]))
+    micro = 2 * hits[:-1].sum() / (true[:-1].sum() + decided[:-1].sum())
+    return OpenF(float(micro), 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+
+
+def _counts(target, decision, classes: int):
+    """Return the labels with samples (unknown last, as K) and per label: hits, true samples, decisions."""
+    true_label = np.where(target < 0, classes, target)
+    decided_label = np.where(decision < 0, classes, decision)
+    true = np.bincount(true_label, minlength=classes + 1)
+    decided = np.bincount(decided_label, minlength=classes + 1)
+    hits = np.bincount(true_label[true_label == decided_label], minlength=classes + 1)
+    return np.flatnonzero(true), hits, true, decided
+
+
+def number_of_classes(target, prediction, logits=None, probabilities=None) -> int:
+    """Return K: the columns of logits or probabilities (less one), else the largest label plus one."""
+    if logits is not None:
+        return np.shape(logits)[1]
+    if probabilities is not None:
+        return np.shape(probabilities)[1] - 1
+    largest = max((int(np.max(array)) for array in (target, prediction) if len(array)), default=-1)
+    if largest < 0:
+        raise UserError(
+            "there is no known class in target or prediction, so the number of classes is not known"
+        )
+    return largest + 1

@@ -1,0 +1,149 @@
+"""main.py and test.py run as a user runs them, on digits; what they write obeys the contract; bad input is one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script, *flags, **environment):
+    command = [sys.executable, str(ROOT / "baseline_openmax" / script), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "digits"
+    done = run("main.py", "--run_dir", directory)
+    assert done.returncode == 0, done.stderr
+    done = run("test.py", "--run_dir", directory, "--score", "mls", "msp", "energy", "entropy", "margin",
+               "--unknown", "rest", "noise", "--train_scores")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_digits_reach_the_demo_figures(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())["scores"]["mls"]
+    (rest,) = (values for name, values in metrics.items() if name.startswith("digits"))
+    assert rest["closed_accuracy"] >= 0.98
+    assert rest["auroc"] >= 0.93
+
+
+def test_scores_file_obeys_the_contract(trained):
+    with np.load(trained / "scores.npz") as scores:
+        count = len(scores["target"])
+        kinds = {k: (scores[k].dtype, scores[k].shape) for k in ("target", "prediction", "unknown_score", "split", "source")}
+        assert kinds == {"target": (np.int64, (count,)), "prediction": (np.int64, (count,)),
+                         "unknown_score": (np.float64, (count,)), "split": (np.int8, (count,)),
+                         "source": (np.int16, (count,))}  # fmt: skip
+        assert set(np.unique(scores["target"])) == {-1, 0, 1, 2, 3, 4, 5}
+        assert set(np.unique(scores["split"])) == {0, 1, 2}
+        assert len(scores["sources"]) == scores["source"].max() + 1 == 5
+        assert list(scores["class_names"]) == list("012345")
+        assert (scores["target"][scores["split"] > 0] >= 0).all()
+        np.testing.assert_array_equal(scores["unknown_score"], -scores["logits"].max(1).astype(np.float64))
+
+
+def test_every_score_has_its_file(trained):
+    for name in ("msp", "energy", "entropy", "margin"):
+        with np.load(trained / f"scores_{name}.npz") as scores:
+            assert np.isfinite(scores["unknown_score"]).all()
+
+
+def test_same_seed_same_scores_and_other_seed_others(trained, tmp_path):
+    scores = []
+    for name, seed in (("a", 0), ("b", 1)):
+        assert run("main.py", "--run_dir", tmp_path / name, "--seed", seed).returncode == 0
+        assert run("test.py", "--run_dir", tmp_path / name, "--score", "mls").returncode == 0
+        with np.load(tmp_path / name / "scores.npz") as stored:
+            scores.append(stored["unknown_score"][stored["split"] == 0])
+    with np.load(trained / "scores.npz") as stored:
+        known_and_rest = stored["unknown_score"][(stored["split"] == 0) & (stored["source"] < 2)]
+    np.testing.assert_array_equal(known_and_rest, scores[0])
+    assert not np.array_equal(scores[0], scores[1])
+
+
+def test_without_held_out_images_the_training_part_is_scored(tmp_path):
+    assert run("main.py", "--run_dir", tmp_path / "r", "--validation_share", 0, "--max_epochs", 2).returncode == 0
+    done = run("test.py", "--run_dir", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())["scores"]["mls"]["all"]
+    assert metrics["macro_f1_validation"] is None
+    assert 0 < metrics["macro_f1_train"] <= 1
+
+
+@pytest.mark.parametrize("preset", ["digits", "mnist", "laptop", "resnet18"])
+def test_presets_parse_and_flags_beside_them_win(preset, tmp_path):
+    from baseline_openmax.main import PRESETS, get_args_parser
+    from common.arguments import parse
+
+    args = parse(get_args_parser(), ["--preset", preset, "--max_epochs", "2"], PRESETS)
+    assert args.max_epochs == 2
+    for flag, value in PRESETS[preset].items():
+        assert flag == "max_epochs" or getattr(args, flag) == value
+
+
+BAD_MAIN = [
+    (["--known_dataset", "cifar11"], "cifar10"),
+    (["--split", "cssr-z"], "cssr-"),
+    (["--split", "0-5,99"], "99"),
+    (["--max_epochs", "0"], "at least 1"),
+    (["--presett", "laptop"], "--preset"),
+    (["--preset", "laptopp"], "nearest: laptop"),
+    (["--validation_share", "1.5"], "share"),
+    (["--device", "quantum"], "auto, cpu, cuda"),
+    (["--resume"], "--resume needs --save"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), BAD_MAIN)
+def test_bad_training_input_is_one_line_and_writes_nothing(flags, expected, tmp_path):
+    directory = [] if flags == ["--resume"] else ["--run_dir", tmp_path / "run"]
+    done = run("main.py", *directory, *flags)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_says_what_to_fetch_and_where(tmp_path):
+    done = run("main.py", "--preset", "laptop", "--run_dir", tmp_path / "run", "--data_dir", tmp_path / "empty")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "cifar-10-batches-py" in done.stderr and str(tmp_path / "empty") in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_absent_gpu_warns_and_uses_the_cpu(tmp_path):
+    done = run("main.py", "--run_dir", tmp_path / "run", "--gpu", "0,", "--dry_run", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0
+    assert "using the CPU" in done.stderr
+
+
+BAD_TEST = [
+    (["--save", "no-such-run"], "trains one"),
+    ([], "name a run"),
+    (["--checkpoint_path", "no-such-name"], "no run, file or checkpoint"),
+    (["--checkpoint_path", "TRAINED", "--unknown", "digits"], "digits"),
+    (["--checkpoint_path", "TRAINED", "--unknown", "omniglott"], "omniglot"),
+    (["--checkpoint_path", "TRAINED", "--score", "best"], "invalid choice"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), BAD_TEST)
+def test_bad_evaluation_input_is_one_line(flags, expected, trained):
+    done = run("test.py", *[trained if flag == "TRAINED" else flag for flag in flags])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and expected in done.stderr
+
+
+def test_truncated_weights_are_refused(trained, tmp_path):
+    whole = (trained / "weights.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    done = run("test.py", "--checkpoint_path", tmp_path / "half.safetensors")
+    assert done.returncode == 2 and "not a whole safetensors" in done.stderr

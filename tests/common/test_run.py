@@ -1,0 +1,153 @@
+"""A run survives being killed: resumed weights are bit-identical; time limits, claims and bad resumes behave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = [sys.executable, str(ROOT / "baseline_openmax" / "main.py")]
+SHORT = ["--max_epochs", "4", "--save_every", "0", "--average_weights", "--augment", "shift1"]
+
+
+def train(directory, *flags, check=True):
+    done = subprocess.run([*MAIN, "--run_dir", str(directory), *flags], capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(directory):
+    return load_file(directory / "weights.safetensors")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].equal(b[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    train(directory, *SHORT)
+    return directory
+
+
+def test_kill_in_mid_epoch_and_resume_gives_identical_weights(whole, tmp_path):
+    directory = tmp_path / "killed"
+    process = subprocess.Popen([*MAIN, "--run_dir", str(directory), *SHORT])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        log = directory / "log.jsonl"
+        if log.exists() and log.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (directory / "weights.safetensors").exists(), "the run ended before it could be killed"
+    assert (directory / "state.pt").exists()
+    train(directory, *SHORT, "--resume")
+    assert_same(weights(whole), weights(directory))
+    epochs = [json.loads(line)["epoch"] for line in (directory / "log.jsonl").read_text().splitlines()]
+    assert epochs == [0, 1, 2, 3]
+    strip = ("seconds",)
+    for a, b in zip((whole / "log.jsonl").open(), (directory / "log.jsonl").open()):
+        a, b = json.loads(a), json.loads(b)
+        assert {k: v for k, v in a.items() if k not in strip} == {k: v for k, v in b.items() if k not in strip}
+
+
+def test_time_limit_saves_leaves_with_zero_and_resumes(whole, tmp_path):
+    directory = tmp_path / "limited"
+    first = train(directory, *SHORT, "--time_limit", "0")
+    assert "--resume continues" in first.stdout
+    assert not (directory / "weights.safetensors").exists()
+    for minutes in ("0", "0.004"):
+        assert train(directory, *SHORT, "--resume", "--time_limit", minutes).returncode == 0
+    train(directory, *SHORT, "--resume")
+    assert_same(weights(whole), weights(directory))
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    before = weights(whole)
+    train(whole, *SHORT, "--resume")
+    assert_same(before, weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "exists: --resume continues it, --overwrite deletes it first"),
+        (["--resume", "--rate", "0.5"], "cannot resume"),
+        (["--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_an_existing_run_is_never_overwritten_by_accident(whole, flags, expected):
+    before = weights(whole)
+    done = train(whole, *SHORT, *flags, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert expected in done.stderr
+    assert_same(before, weights(whole))
+
+
+def test_overwrite_starts_again(whole, tmp_path):
+    directory = tmp_path / "again"
+    train(directory, "--max_epochs", "1")
+    train(directory, *SHORT, "--overwrite")
+    assert_same(weights(whole), weights(directory))
+
+
+def test_run_directory_has_the_contract_files(whole):
+    config = json.loads((whole / "config.json").read_text())
+    meta = json.loads((whole / "meta.json").read_text())
+    assert config["seed"] == 0 and config["max_epochs"] == 4
+    assert meta["finished"] and meta["images_per_second"] > 0 and meta["peak_memory_bytes"] > 1e6
+    assert meta["command"].startswith("python baseline_openmax/main.py --run_dir")
+    assert meta["threads"] >= 1 and meta["data_checksums"]
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """BatchNorm, augmentation and batches over two processes; few steps, before rounding grows."""
+    flags = ["--max_epochs", "1", "--subset", "190", "--augment", "shift1", "--drop_last", "--device", "cpu"]
+    train(tmp_path / "one", *flags)
+    train(tmp_path / "two", *flags, "--devices", "2")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max((one[k].double() - two[k].double()).abs().max() for k in one) < 1e-5
+    assert json.loads((tmp_path / "two" / "meta.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize("form", ["root", "folder", "module"])
+def test_scripts_start_from_root_folder_and_as_module(form, tmp_path):
+    flags = ["--run_dir", str(tmp_path / form), "--dry_run"]
+    commands = {
+        "root": ([sys.executable, "baseline_openmax/main.py"], ROOT),
+        "folder": ([sys.executable, "main.py"], ROOT / "baseline_openmax"),
+        "module": ([sys.executable, "-m", "baseline_openmax.main"], ROOT),
+    }
+    command, folder = commands[form]
+    done = subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["main.py", "test.py"])
+def test_help_needs_no_heavy_imports(script):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{script}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'baseline_openmax' / script)!r}, run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code == 0\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'lightning', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout or "--score" in done.stdout
