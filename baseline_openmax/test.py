@@ -57,13 +57,15 @@ def main(argv=None) -> None:
     from common.errors import UserError
     from common.run import find_run
 
-    run_dir = None
-    if args.save or args.run_dir:
-        run_dir = find_run(PAPER, args.run_dir or args.save)
-    elif not args.checkpoint_path:
+    if args.checkpoint_path:
+        source = args.checkpoint_path
+    elif args.save or args.run_dir:
+        source = find_run(PAPER, args.run_dir or args.save)
+    else:
         raise UserError("name a run with --save or --run_dir, or weights with --checkpoint_path")
-    source = args.checkpoint_path or run_dir
     tensors, header = load_weights(source, paper=PAPER)
+    files = find(source)
+    run_dir = output_directory(args, files)
     settings = clamp_alpha(openmax_settings(args), len(header["class_names"])) if wants_openmax(args) else None
     grid = parse_sweep(args.sweep, settings) if args.sweep else None
     openmax = stored_openmax(tensors, header, settings) if settings else None
@@ -74,11 +76,7 @@ def main(argv=None) -> None:
     if settings is not None and openmax is None:
         openmax = fit_openmax(arrays, settings)
     seconds = time.monotonic() - begun
-    files = find(source)
-    if run_dir is None:
-        beside = files[0].name == "weights.safetensors"
-        run_dir = files[0].parent if beside else run_directory(f"test-{Path(str(source)).stem}", args)
-        run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     if fits:
         save_openmax(run_dir / "openmax.safetensors", openmax, PAPER)
     report(args, run_dir, header, arrays, openmax, data, files, seconds, argv)
@@ -92,11 +90,17 @@ def wants_openmax(args) -> bool:
     return "openmax" in args.score or bool(args.sweep)
 
 
-def run_directory(name: str, args) -> Path:
-    """Where the evaluation of a bare checkpoint goes: `--run_dir`, else `runs/baseline_openmax/<name>`."""
+def output_directory(args, files) -> Path:
+    """Where results go: the run itself; for a bare checkpoint `--run_dir`, else `runs/baseline_openmax/<--save or its name>`."""
     from common.arguments import ROOT
+    from common.errors import UserError
 
-    return args.run_dir or ROOT / "runs" / PAPER / name
+    in_run = (files[0].parent / "meta.json").exists()
+    if in_run and not (args.checkpoint_path and (args.run_dir or args.save)):
+        return files[0].parent
+    if args.record:
+        raise UserError("--record needs a trained run: name it with --save or --run_dir, without --checkpoint_path")
+    return args.run_dir or ROOT / "runs" / PAPER / (args.save or f"test-{files[0].stem}")
 
 
 def score(args, tensors, header, devices, with_train):

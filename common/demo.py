@@ -15,7 +15,7 @@ from common.arguments import ROOT, ScriptParser, run_script
 from common.results import SHOWN, number
 
 # Folder, and the scores its test.py reports; a run is trained once and scored in every way.
-METHODS = {"baseline_openmax": ["mls", "msp", "energy", "entropy", "margin"]}
+METHODS = {"baseline_openmax": ["mls", "msp", "energy", "entropy", "margin", "openmax"]}
 
 
 def run_method(folder: str, scores: list[str], directory: Path) -> tuple[dict, float]:

@@ -65,8 +65,12 @@ class Weibull:
         >>> fitted.cdf([[3.0], [4.0], [6.0]]).round(6).ravel().tolist()
         [0.0, 0.105161, 0.632121]
         """
-        with np.errstate(divide="ignore", over="ignore"):
-            return -np.expm1(-np.exp(self._log_power(values)))
+        power = self._log_power(values)
+        with np.errstate(over="ignore"):
+            np.exp(power, out=power)
+        np.negative(power, out=power)
+        np.expm1(power, out=power)
+        return np.negative(power, out=power)
 
     def pdf(self, values) -> np.ndarray:
         """Density of the tail distribution at each value; shapes as in `cdf`, 0 where z <= 0.
@@ -78,8 +82,8 @@ class Weibull:
         [0.0, 0.245253]
         """
         distance = self._distance(values)
+        log_power = self._log_power(values)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            log_power = self._log_power(values)
             density = np.exp(log_power - np.exp(log_power)) * self.shape / distance
         # At infinity the formula is 0 * infinity; the density there is 0.
         return np.where((distance <= 0) | np.isposinf(distance), 0.0, density)
@@ -104,9 +108,14 @@ class Weibull:
         return self.sign * np.asarray(values, dtype=np.float64) - self.small + self.translation
 
     def _log_power(self, values) -> np.ndarray:
-        """Return ln((z / scale)^shape); -inf where z <= 0."""
-        distance = np.maximum(self._distance(values), 0.0)
-        return self.shape * (np.log(distance) - np.log(self.scale))
+        """Return ln((z / scale)^shape), a new array; -inf where z <= 0."""
+        power = np.atleast_1d(self._distance(values))
+        np.maximum(power, 0.0, out=power)
+        with np.errstate(divide="ignore"):
+            np.log(power, out=power)
+        power -= np.log(self.scale)
+        power *= self.shape
+        return power
 
 
 def fit_tails(

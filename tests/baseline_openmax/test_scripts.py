@@ -1,31 +1,9 @@
 """main.py and test.py run as a user runs them, on digits; what they write obeys the contract; bad input is one line."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(script, *flags, **environment):
-    command = [sys.executable, str(ROOT / "baseline_openmax" / script), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "digits"
-    done = run("main.py", "--run_dir", directory)
-    assert done.returncode == 0, done.stderr
-    done = run("test.py", "--run_dir", directory, "--score", "mls", "msp", "energy", "entropy", "margin",
-               "--unknown", "rest", "noise", "--train_scores")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return directory
 
 
 def test_digits_reach_the_demo_figures(trained):
@@ -56,7 +34,7 @@ def test_every_score_has_its_file(trained):
             assert np.isfinite(scores["unknown_score"]).all()
 
 
-def test_same_seed_same_scores_and_other_seed_others(trained, tmp_path):
+def test_same_seed_same_scores_and_other_seed_others(run, trained, tmp_path):
     scores = []
     for name, seed in (("a", 0), ("b", 1)):
         assert run("main.py", "--run_dir", tmp_path / name, "--seed", seed).returncode == 0
@@ -69,7 +47,7 @@ def test_same_seed_same_scores_and_other_seed_others(trained, tmp_path):
     assert not np.array_equal(scores[0], scores[1])
 
 
-def test_without_held_out_images_the_training_part_is_scored(tmp_path):
+def test_without_held_out_images_the_training_part_is_scored(run, tmp_path):
     assert run("main.py", "--run_dir", tmp_path / "r", "--validation_share", 0, "--max_epochs", 2).returncode == 0
     done = run("test.py", "--run_dir", tmp_path / "r")
     assert done.returncode == 0, done.stderr
@@ -79,7 +57,7 @@ def test_without_held_out_images_the_training_part_is_scored(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["digits", "mnist", "laptop", "resnet18"])
-def test_presets_parse_and_flags_beside_them_win(preset, tmp_path):
+def test_presets_parse_and_flags_beside_them_win(preset):
     from baseline_openmax.main import PRESETS, get_args_parser
     from common.arguments import parse
 
@@ -103,7 +81,7 @@ BAD_MAIN = [
 
 
 @pytest.mark.parametrize(("flags", "expected"), BAD_MAIN)
-def test_bad_training_input_is_one_line_and_writes_nothing(flags, expected, tmp_path):
+def test_bad_training_input_is_one_line_and_writes_nothing(run, flags, expected, tmp_path):
     directory = [] if flags == ["--resume"] else ["--run_dir", tmp_path / "run"]
     done = run("main.py", *directory, *flags)
     assert done.returncode == 2
@@ -112,14 +90,14 @@ def test_bad_training_input_is_one_line_and_writes_nothing(flags, expected, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_data_says_what_to_fetch_and_where(tmp_path):
+def test_missing_data_says_what_to_fetch_and_where(run, tmp_path):
     done = run("main.py", "--preset", "laptop", "--run_dir", tmp_path / "run", "--data_dir", tmp_path / "empty")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "cifar-10-batches-py" in done.stderr and str(tmp_path / "empty") in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_absent_gpu_warns_and_uses_the_cpu(tmp_path):
+def test_absent_gpu_warns_and_uses_the_cpu(run, tmp_path):
     done = run("main.py", "--run_dir", tmp_path / "run", "--gpu", "0,", "--dry_run", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0
     assert "using the CPU" in done.stderr
@@ -136,14 +114,31 @@ BAD_TEST = [
 
 
 @pytest.mark.parametrize(("flags", "expected"), BAD_TEST)
-def test_bad_evaluation_input_is_one_line(flags, expected, trained):
-    done = run("test.py", *[trained if flag == "TRAINED" else flag for flag in flags])
+def test_bad_evaluation_input_is_one_line(run, flags, expected, own_run):
+    done = run("test.py", *[own_run if flag == "TRAINED" else flag for flag in flags])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and expected in done.stderr
 
 
-def test_truncated_weights_are_refused(trained, tmp_path):
+def test_truncated_weights_are_refused(run, trained, tmp_path):
     whole = (trained / "weights.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     done = run("test.py", "--checkpoint_path", tmp_path / "half.safetensors")
     assert done.returncode == 2 and "not a whole safetensors" in done.stderr
+
+
+def test_records_hold_what_the_commands_wrote(run, own_run, tmp_path, monkeypatch):
+    """`--record` writes metrics, commands and compact scores; run in process so that the records go elsewhere."""
+    from baseline_openmax import test as script
+    from common import results
+
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
+    script.main(["--run_dir", str(own_run), "--score", "energy", "--record", "check"])
+    (path,) = (tmp_path / "records" / "baseline_openmax").glob("*.json")
+    assert path.name == "check-digits-energy-first_6-s0.json"
+    record = json.loads(path.read_text())
+    assert record["commands"][0].startswith("python baseline_openmax/main.py")
+    assert "--record check" in record["commands"][1]
+    assert record["metrics"]["digits-unknown"]["auroc"] > 0.9
+    assert record["data_checksums"] and record["checkpoint_sha256"] and record["wall_seconds"]["train"] > 0
+    assert "logits" in results.read_scores(path.with_suffix(".npz"))

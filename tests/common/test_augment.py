@@ -37,7 +37,7 @@ def as_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def with_pillow(images: np.ndarray, operation, magnitudes) -> np.ndarray:
-    """Apply `operation(image, magnitude)` to Pillow images, one after another."""
+    """Apply `operation(image, magnitude)` to Pillow images one by one."""
     results = []
     for image, magnitude in zip(images, magnitudes, strict=True):
         result = np.asarray(operation(Image.fromarray(image.squeeze()), magnitude))
@@ -395,7 +395,7 @@ def test_draw_ranges():
         ),
         (
             lambda: geometry.pad(torch.zeros(1, 1, 4, 4), 4, "reflect"),
-            "reflect padding 4 needs larger images",
+            "reflect padding 4 needs images larger than that",
         ),
         (lambda: geometry.pad(torch.zeros(1, 3, 4, 4), 1, fill=(1, 2)), "fill must be one number or 3"),
         (lambda: geometry.crop(torch.zeros(1, 1, 4, 4), torch.tensor([[0, 2]]), 3, 3), "leaves the image"),

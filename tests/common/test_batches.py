@@ -105,9 +105,9 @@ def test_neighbouring_keys_give_unrelated_streams():
     ],
 )
 def test_bad_input_is_named_in_one_line(options, message):
-    given = {"pixels": torch.zeros(4, 1, 2, 2), "labels": torch.zeros(4), "batch_size": 2, **options}
+    fields = {"pixels": torch.zeros(4, 1, 2, 2), "labels": torch.zeros(4), "batch_size": 2, **options}
     with pytest.raises(ValueError, match=message):
-        Batches(**given)
+        Batches(**fields)
 
 
 def test_float_images_pass_through():
