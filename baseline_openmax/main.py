@@ -50,6 +50,8 @@ def get_args_parser() -> ScriptParser:
     data.add_argument("--split", default="first-6", help="known classes: a named split (cssr-a, arpl-0, first-6), all, or 0-5,8")
     data.add_argument("--augment", choices=("none", "shift1", "flip+shift4", "alternating-flip+shift2"), default="none",
                       help="augmentation of the training images; shiftN moves by up to N pixels")
+    data.add_argument("--low_resolution_epochs", type=int, default=0, metavar="N",
+                      help="train the first N epochs on images of three quarters of the size, at half the cost")
     model = parser.add_argument_group("model")
     model.add_argument("--backbone", choices=("convnet8", "convnet28", "vgg", "speednet", "resnet18"),
                        help="network; else the one that fits the image size")
@@ -77,9 +79,9 @@ def get_args_parser() -> ScriptParser:
     return parser
 
 
-def augmentation(name: str, seed: int):
-    """The augmentation called `name`, or None."""
-    from common.datasets.augment import AlternatingFlip, Compose, RandomFlip, RandomShift
+def augmentation(name: str, seed: int, low_resolution_epochs: int = 0):
+    """The augmentation called `name`, at three quarters of the image size in the first epochs; None for none."""
+    from common.datasets.augment import AlternatingFlip, Compose, LowResolution, RandomFlip, RandomShift
 
     policies = {
         "none": None,
@@ -87,7 +89,11 @@ def augmentation(name: str, seed: int):
         "flip+shift4": Compose(RandomFlip(0.5), RandomShift(4, "reflect")),
         "alternating-flip+shift2": Compose(AlternatingFlip(seed), RandomShift(2, "reflect")),
     }
-    return policies[name]
+    chosen = policies[name]
+    if low_resolution_epochs:
+        small = LowResolution(low_resolution_epochs)
+        return Compose(chosen, small) if chosen else small
+    return chosen
 
 
 def load_data(args, unknown=()):
@@ -151,7 +157,7 @@ def main(argv=None) -> None:
         torch.from_numpy(data.train.labels).to(devices.device),
         args.batch_size,
         seed=args.seed,
-        augment=augmentation(args.augment, args.seed),
+        augment=augmentation(args.augment, args.seed, args.low_resolution_epochs),
         drop_last=args.drop_last,
         rank=devices.rank,
         world_size=devices.world_size,

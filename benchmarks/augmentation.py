@@ -1,11 +1,11 @@
-"""Speed of the batch augmentation against Pillow, and against kornia and torchvision where they are installed.
+"""Speed of the batch augmentation against Pillow, and against kornia and torchvision where installed.
 
     python benchmarks/augmentation.py [--images 512] [--size 32] [--seconds 0.3] [--threads N]
 
-Prints images per second of this repository's code and, for the others, how many times faster it is (a ratio above
-1: ours is faster). All are measured in the same run on the same images, so ratios hold where times do not. Pillow
-works image by image on one core, from array to array. kornia (float images) draws a magnitude per image,
-torchvision v2 (uint8 images) one for the whole batch: less work than the others do. About half a minute.
+Prints images per second of this repository's code and how many times that is the rate of each of the others
+(above 1: ours is faster), all in one run on the same images, so the ratios hold where times do not. Pillow
+works image by image on one core, from array to array. kornia takes float images and a magnitude per image.
+torchvision v2 takes uint8 images and ONE magnitude for the whole batch, which is less work. Half a minute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FACTOR, ANGLE, SHEAR = 1.4, 12.0, 0.2
 
 
 def images_per_second(run, count: int, seconds: float) -> float:
-    """Best rate of `run()`, which handles `count` images, over repetitions of `seconds` in all (at least two)."""
+    """Best rate of `run()`, which handles `count` images, over repetitions for `seconds` (at least two)."""
     run()
     best, end, repetitions = 0.0, time.perf_counter() + seconds, 0
     while repetitions < 2 or time.perf_counter() < end:
@@ -142,11 +142,10 @@ def torchvision_cases(pixels: torch.Tensor) -> dict:
     from torchvision.transforms.v2 import functional
 
     padded_crop = v2.RandomCrop(pixels.shape[2:], padding=4, padding_mode="reflect")
-    flip = v2.RandomHorizontalFlip()
     jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
     return {
-        "flip": lambda: flip(pixels),
-        "flip + crop": lambda: padded_crop(flip(pixels)),
+        "flip": lambda: functional.horizontal_flip(pixels),
+        "flip + crop": lambda: padded_crop(functional.horizontal_flip(pixels)),
         "rotate, bilinear": lambda: functional.rotate(pixels, ANGLE, v2.InterpolationMode.BILINEAR),
         "colour jitter": lambda: jitter(pixels),
         "brightness": lambda: functional.adjust_brightness(pixels, FACTOR),

@@ -176,7 +176,8 @@ class OpenMax:
         """
         features, logits = self._query(features, logits)
         result = np.empty((len(logits), logits.shape[1] + 1))
-        for rows in _blocks(len(logits), max(logits.shape[1], self.alpha * features.shape[1])):
+        width = features.shape[1] * (1 if self._few_classes() else self.alpha)
+        for rows in _blocks(len(logits), width):
             result[rows] = self._recalibrated(features[rows], logits[rows])
         return result
 
@@ -238,19 +239,23 @@ class OpenMax:
         ranked = np.argsort(-logits, axis=1, kind="stable")[:, : self.alpha]  # (N, alpha)
         shares = np.zeros(logits.shape)
         weights = np.broadcast_to(self._rank_weights(), ranked.shape)
-        if 2 * self.alpha >= logits.shape[1]:
+        if self._few_classes():
             np.put_along_axis(shares, ranked, weights, axis=1)
             shares *= self.tails.cdf(self._every_distance(features))
         else:
             np.put_along_axis(shares, ranked, weights * self._ranked_tail_cdf(features, ranked), axis=1)
         return shares
 
+    def _few_classes(self) -> bool:
+        """Whether the distances to all classes are less work than those to the ranked classes of each row."""
+        return 2 * self.alpha >= len(self.means)
+
     def _rank_weights(self) -> np.ndarray:
         rank = np.arange(1, self.alpha + 1)
         return (self.alpha - rank + (self.alpha_rule == "code")) / self.alpha
 
     def _ranked_tail_cdf(self, features: np.ndarray, ranked: np.ndarray) -> np.ndarray:
-        """Return W of classes ranked[n] for row n, (N, R): with many classes far less work than all."""
+        """Return W of classes ranked[n] for row n, (N, R)."""
         fitted = self.tails
         chosen = weibull.Weibull(
             fitted.scale[ranked], fitted.shape[ranked], fitted.small[ranked], fitted.translation
@@ -316,9 +321,8 @@ class OpenMax:
             kind = "correctly classified" if self.correct_only else "labelled"
             listed = ", ".join(f"{names[c]} ({counts[c]} {kind} of {totals[c]})" for c in short[:5])
             more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-            raise UserError(
-                f"openmax: tail_size {self.tail_size} is larger than {listed}{more}; lower it or give more samples"
-            )
+            problem = f"tail_size {self.tail_size} is larger than {listed}{more}"
+            raise UserError(f"openmax: {problem}; lower it or give more samples")
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:

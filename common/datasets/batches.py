@@ -100,6 +100,8 @@ class Batches:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must lie in 0..{self.world_size - 1}, got {self.rank}")
         if len(self.pixels) != len(self.labels):
             raise ValueError(f"{len(self.pixels)} images but {len(self.labels)} labels")
 
@@ -117,11 +119,14 @@ class Batches:
         device = self.pixels.device
         for number in range(start, len(self)):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
-            share = -(-len(index) // self.world_size)
-            mine = slice(self.rank * share, min((self.rank + 1) * share, len(index)))
+            # Equal slices, so that the mean over processes is the mean over the batch: up to world_size - 1 images wait.
+            share = len(index) // self.world_size
+            if not share:
+                continue
+            mine = slice(self.rank * share, (self.rank + 1) * share)
             draws = Draws(generator_for(self.seed, epoch, number + 1), index, epoch, mine, device)
             chosen = draws.index
-            pixels = self.pixels[chosen]
+            pixels = self.pixels.index_select(0, chosen)  # many times faster than indexing with []
             if self.augment is not None:
                 pixels = self.augment(pixels, draws)
             yield number, pixels, self.labels[chosen]

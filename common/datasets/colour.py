@@ -111,17 +111,17 @@ def _to_hsv(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def _from_hsv(turned: torch.Tensor, saturated: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """The inverse: uint8 `(N, 3, H, W)`."""
-    position = _divide(turned.float() * 6.0, 255.0)
+    position = _divide(torch.arange(256, device=turned.device) * 6.0, 255.0)
     sector = position.floor()
-    part, share = position - sector, _divide(saturated, 255.0)
-    low = (value * (1.0 - share) + 0.5).floor()
-    falling = (value * (1.0 - share * part) + 0.5).floor()
-    rising = (value * (1.0 - share * (1.0 - part)) + 0.5).floor()
-    sector = sector.to(torch.int64) % 6
-    # Which of (value, low, falling, rising) red, green and blue take in each of the six sectors.
-    table = torch.tensor([[0, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]], device=turned.device)
-    levels = torch.stack([value, low, falling, rising], 1).to(torch.uint8)
-    return levels.gather(1, table[:, sector].transpose(0, 1))
+    part = position - sector
+    # How much of the saturation red, green and blue lose, for each of the 256 hues: in each of the six
+    # sectors one channel loses none, one all, one a falling or rising part.
+    losses = torch.stack([torch.zeros_like(part), torch.ones_like(part), part, 1.0 - part])
+    which = torch.tensor([[0, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]], device=turned.device)
+    losses = losses.gather(0, which[:, sector.to(torch.int64) % 6])
+    share = _divide(saturated, 255.0)
+    channels = [value * (1.0 - share * loss[turned]) + 0.5 for loss in losses]
+    return torch.stack(channels, 1).to(torch.uint8)
 
 
 def invert(pixels: torch.Tensor) -> torch.Tensor:
@@ -141,8 +141,9 @@ def posterize(pixels: torch.Tensor, bits) -> torch.Tensor:
 def solarize(pixels: torch.Tensor, threshold) -> torch.Tensor:
     """Invert every value at or above `threshold` (`(N,)`, 0..256); `ImageOps.solarize`."""
     check_images(pixels, integer=True)
-    below = pixels < per_image(threshold, pixels, torch.float32).reshape(-1, 1, 1, 1)
-    return torch.where(below, pixels, 255 - pixels)
+    limit = per_image(threshold, pixels).ceil().reshape(-1, 1, 1, 1)  # value < threshold means value < limit
+    above = (pixels >= limit.clamp(0, 255).to(torch.uint8)) & (limit < 256)
+    return pixels ^ (above.to(torch.uint8) * 255)
 
 
 def solarize_add(pixels: torch.Tensor, amount, threshold: int = 128) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional
 
 FIXED = 1 << 16  # Pillow's unit for nearest-neighbour coordinates
 WEIGHT_BITS = 22  # Pillow's precision of resampling weights: 32 - 8 (pixel) - 2 (head room)
@@ -236,20 +237,13 @@ def _bilinear(pixels: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor,
     a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
     column = torch.arange(width, device=pixels.device, dtype=torch.float64) + 0.5
     row = torch.arange(height, device=pixels.device, dtype=torch.float64)[:, None] + 0.5
-    x = a * column + b * row + c
-    y = d * column + e * row + f
+    x = a * column + (b * row + c)
+    y = d * column + (e * row + f)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    x, y = x - 0.5, y - 0.5
-    left, top = x.floor(), y.floor()
-    across, down = (x - left).float()[:, None], (y - top).float()[:, None]
-    left, top = left.to(torch.int64), top.to(torch.int64)
-    columns = left.clamp(0, width - 1), (left + 1).clamp(0, width - 1)
-    lines = []
-    for line in (top.clamp(0, height - 1) * width, (top + 1).clamp(0, height - 1) * width):
-        first, second = (_take(pixels, line + column).float() for column in columns)
-        lines.append(first + (second - first) * across)
-    values = lines[0] + (lines[1] - lines[0]) * down
-    return values.to(torch.uint8), inside  # the fraction is dropped, as in Pillow
+    grid = torch.stack([x.float() * (2 / width) - 1, y.float() * (2 / height) - 1], 3)
+    values = functional.grid_sample(pixels.float(), grid, "bilinear", "border", align_corners=False)
+    # Pillow drops the fraction; the float32 weights' error must not turn a whole 200 into 199.
+    return values.add_(1e-4).to(torch.uint8), inside
 
 
 def rotate(pixels: torch.Tensor, degrees, interpolation: str = "nearest", fill=0) -> torch.Tensor:
