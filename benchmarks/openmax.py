@@ -67,7 +67,7 @@ def compare_apply_pytorch_ood(logits: np.ndarray, labels: np.ndarray, queries: n
     peer.fit_logits(torch.tensor(fitted[0]), torch.tensor(fitted[1]))
     theirs, expected = seconds(lambda: peer.predict_logits(torch.tensor(queries)).numpy(), 1)
     model = OpenMax(TAIL, CLASSES, "euclidean", translation=10000, correct_only=False).fit(*fitted)
-    ours, found = seconds(lambda: model.unknown_probability(queries), 7)
+    ours, found = seconds(lambda: model.unknown_probability(queries), 25)
     report("apply 20,000 x 10 against pytorch-ood", ours, theirs, 200, np.abs(found - expected).max())
 
 
@@ -92,8 +92,8 @@ def compare_apply_libmr(model: OpenMax, queries: np.ndarray) -> None:
             result[row] = exponential / exponential.sum()
         return result
 
-    theirs, expected = seconds(loop, 1)
-    ours, found = seconds(lambda: model.probabilities(queries), 7)
+    theirs, expected = seconds(loop, 2)
+    ours, found = seconds(lambda: model.probabilities(queries), 25)
     report("apply 20,000 x 10 against a loop with libmr", ours, theirs, 50, np.abs(found - expected).max())
 
 
@@ -114,8 +114,8 @@ def compare_fit_libmr(logits: np.ndarray, labels: np.ndarray) -> None:
             parameters.append(fit.get_params()[:2])
         return np.array(parameters)
 
-    theirs, expected = seconds(loop, 1)
-    ours, model = seconds(lambda: OpenMax(TAIL, CLASSES, "euclidean").fit(logits, labels), 5)
+    theirs, expected = seconds(loop, 2)
+    ours, model = seconds(lambda: OpenMax(TAIL, CLASSES, "euclidean").fit(logits, labels), 15)
     found = np.stack([model.tails.scale, model.tails.shape], axis=1)
     difference = np.abs(found / expected - 1).max()
     report("fit 50,000 x 10 against distances per sample + libmr", ours, theirs, 5, difference)

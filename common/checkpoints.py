@@ -1,6 +1,6 @@
 """Checkpoints: safetensors weights with a JSON header, verified before loading; nothing in a file is ever executed.
 
-    python -m common.checkpoints list | verify | add RUN NAME
+    python -m common.checkpoints list | verify | add RUN NAME | download NAME... [--base_url URL]
 
 `--checkpoint_path` and its like take a run directory, a file, or a name in `checkpoints/MANIFEST.json`.
 """
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,7 @@ def find(where: str | Path, folder: Path = FOLDER, trained_by: str = "main.py") 
         file = folder / part["file"]
         if not file.exists():
             raise UserError(f"checkpoint {where}: {file.name} ({part['size']} bytes, sha256 {part['sha256']}) is missing"
-                            f" in {folder}")
+                            f" in {folder}; python -m common.checkpoints download {where} --base_url URL fetches it")
         if sha256(file) != part["sha256"]:
             raise UserError(f"checkpoint {where}: {file.name} is corrupt, expected sha256 {part['sha256']},"
                             f" got {sha256(file)}; restore it from the repository")
@@ -157,14 +158,62 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
     return entry
 
 
+def fetch(name: str, base_url: str | None = None, folder: Path = FOLDER) -> bool:
+    """Download the files of a manifest entry that are not here or damaged.
+
+    Parameters
+    ----------
+    name : str
+        Name in the manifest.
+    base_url : str, optional
+        Any web server that has the files of the manifest in one folder; else `$OSR_CHECKPOINT_URL`.
+    folder : Path
+        Where the manifest is and the files go.
+
+    Returns
+    -------
+    bool
+        True if a file was fetched, False if all were here.
+
+    Raises
+    ------
+    UserError
+        Unknown name, or a file that did not come: file, size, SHA-256, address, and where to put it by hand.
+    """
+    from common.download import download
+
+    manifest = read_manifest(folder)
+    if name not in manifest:
+        raise UserError(f"no checkpoint {name!r} in {folder / 'MANIFEST.json'}{nearest(name, manifest)}")
+    base = (base_url or os.environ.get("OSR_CHECKPOINT_URL", "")).rstrip("/")
+    fetched = False
+    for part in manifest[name]["files"]:
+        urls = [f"{base}/{part['file']}"] if base else []
+        try:
+            fetched |= download(folder / part["file"], urls, f"sha256:{part['sha256']}", part["size"])
+        except UserError as error:
+            hint = "" if base else "; --base_url or $OSR_CHECKPOINT_URL name a web server that has it"
+            raise UserError(f"checkpoint {name}: {error}{hint}") from error
+    return fetched
+
+
+def _presence(entry: dict, folder: Path = FOLDER) -> str:
+    """Say how many files of an entry are here, by name and size."""
+    here = sum((folder / p["file"]).is_file() and (folder / p["file"]).stat().st_size == p["size"] for p in entry["files"])
+    return "here" if here == len(entry["files"]) else f"{here} of {len(entry['files'])} files" if here else "missing"
+
+
 def get_args_parser() -> ScriptParser:
     parser = ScriptParser(prog="python -m common.checkpoints", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="action", required=True, parser_class=ScriptParser)
-    commands.add_parser("list", help="names, sizes and the command that trained each")
+    commands.add_parser("list", help="names, sizes, which are here, and the command that trained each")
     commands.add_parser("verify", help="check every file against its SHA-256; exit code 1 when one differs")
     adding = commands.add_parser("add", help="store the weights of a run in half precision")
     adding.add_argument("run", type=Path, help="run directory")
     adding.add_argument("name", help="name in the manifest")
+    getting = commands.add_parser("download", help="fetch files that are not here from a web server, verified")
+    getting.add_argument("names", nargs="+", metavar="NAME", help="names in the manifest")
+    getting.add_argument("--base_url", metavar="URL", help="folder on a web server; else $OSR_CHECKPOINT_URL")
     return parser
 
 
@@ -174,11 +223,15 @@ def main(argv=None) -> None:
         entry = add(args.run, args.name)
         print(f"{args.name}: {sum(part['size'] for part in entry['files'])} bytes in {len(entry['files'])} file(s)")
         return
+    if args.action == "download":
+        for name in args.names:
+            print(f"{name}: {'downloaded' if fetch(name, args.base_url) else 'already here'}", flush=True)
+        return
     broken = 0
     for name, entry in read_manifest().items():
         size = sum(part["size"] for part in entry["files"]) / 1e6
         if args.action == "list":
-            print(f"{name:48} {size:7.2f} MB  {entry['trained_by']}")
+            print(f"{name:48} {size:7.2f} MB  {_presence(entry):12}  {entry['trained_by']}")
             continue
         try:
             find(name)

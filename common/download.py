@@ -317,6 +317,7 @@ def _extract(archive: Path, staging: Path) -> None:
             packed.extractall(staging, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         # The filter's own errors are among them: a member outside the folder, a device, a link that leads out.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"archive {archive} is damaged or not safe to unpack ({error}): delete it and repeat the command"
+            f"archive {archive} is damaged or not safe to unpack ({reason}): delete it and repeat the command"
         ) from error

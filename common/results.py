@@ -98,15 +98,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return text[1:] if text.startswith("0.") else text
 
 
-def mean_interval(values: Iterable[float]) -> str:
+def interval_cell(values: Iterable[float | None]) -> str:
     """`mean ± half-width` of the 95 % t-interval over splits or seeds; the plain number for a single value."""
-    values = [v for v in values if v is not None]
-    if len(values) < 2:
-        return number(values[0] if values else None)
-    from scipy import stats
+    from common.metrics import mean_interval
 
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{number(float(np.mean(values)))} ± {number(float(half))}"
+    values = [v for v in values if v is not None]
+    if not values:
+        return number(None)
+    mean, low, _ = mean_interval(values)
+    return number(mean) if len(values) == 1 else f"{number(mean)} ± {number(mean - low)}"
 
 
 def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
@@ -122,7 +122,7 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
         "|---" * (6 + len(metrics)) + "|",
     ]
     for (table, data, split, source, method), members in groups.items():
-        cells = [mean_interval(m["values"].get(name) for m in members) for name in metrics]
+        cells = [interval_cell(m["values"].get(name) for m in members) for name in metrics]
         minutes = np.mean([m["record"]["wall_seconds"]["train"] / 60 for m in members])
         lines.append(
             f"| {table} | {data}, {split} | {source} | {method} | {len(members)} | {' | '.join(cells)} | {minutes:.1f} |"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from common.errors import UserError
 
@@ -153,19 +153,9 @@ def fit_tails(
     >>> fitted.scale.round(4).tolist(), fitted.shape.round(4).tolist()
     ([1.3055, 2.6899], [7.213, 2.38])
     """
-    tails = np.array(tails, dtype=np.float64, ndmin=2)
-    counts = np.full(len(tails), tails.shape[1]) if counts is None else np.asarray(counts, dtype=np.int64)
     names = [f"class {index}" for index in range(len(tails))] if names is None else names
-    if backend not in BACKENDS:
-        raise UserError(f"weibull: backend must be {' or '.join(BACKENDS)}, got {backend!r}")
-    if not (np.isfinite(translation) and translation > 0):
-        raise UserError(f"weibull: the translation must be above 0 and finite, got {translation}")
-    if counts.shape != (len(tails),) or (counts > tails.shape[1]).any():
-        raise UserError(f"weibull: counts must be {len(tails)} numbers up to {tails.shape[1]}")
-    _refuse(counts < 2, names, "a tail needs at least 2 values", counts)
+    tails, counts = _checked(tails, counts, translation, backend, names)
     used = np.arange(tails.shape[1]) < counts[:, None]
-    _refuse(~np.isfinite(np.where(used, tails, 0.0)).all(axis=1), names, "the tail holds NaN or infinity")
-
     small = np.where(used, tails, np.inf).min(axis=1)
     moved = np.where(used, tails - small[:, None] + translation, translation)
     log_moved = np.log(moved)
@@ -247,8 +237,24 @@ def parameter_intervals(tail, fitted: Weibull, level: float = 0.95) -> tuple[np.
     )
     # Rows: ln scale in units of 1 / shape, and ln(1 / shape).
     error = np.sqrt(np.linalg.inv(information).diagonal()) * np.array([1 / fitted.shape[0], 1.0])
-    half = np.exp(stats.norm.ppf((1 + level) / 2) * error[:, None] * [-1, 1])
+    half = np.exp(special.ndtri((1 + level) / 2) * error[:, None] * [-1, 1])
     return fitted.scale * half[0], fitted.shape * half[1]
+
+
+def _checked(tails, counts, translation: float, backend: str, names: Sequence[str]):
+    """Return tails (C, k) and counts (C,) as arrays, or raise what `fit_tails` promises."""
+    tails = np.array(tails, dtype=np.float64, ndmin=2)
+    counts = np.full(len(tails), tails.shape[1]) if counts is None else np.asarray(counts, dtype=np.int64)
+    if backend not in BACKENDS:
+        raise UserError(f"weibull: backend must be {' or '.join(BACKENDS)}, got {backend!r}")
+    if not (np.isfinite(translation) and translation > 0):
+        raise UserError(f"weibull: the translation must be above 0 and finite, got {translation}")
+    if counts.shape != (len(tails),) or (counts > tails.shape[1]).any():
+        raise UserError(f"weibull: counts must be {len(tails)} numbers up to {tails.shape[1]}")
+    _refuse(counts < 2, names, "a tail needs at least 2 values", counts)
+    used = np.where(np.arange(tails.shape[1]) < counts[:, None], tails, 0.0)
+    _refuse(~np.isfinite(used).all(axis=1), names, "the tail holds NaN or infinity")
+    return tails, counts
 
 
 def _root(scaled: np.ndarray, used: np.ndarray, counts: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -27,8 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all that are here)")
     splits = commands.add_parser("splits", help="the published known/unknown splits and their sources")
     splits.add_argument("dataset", nargs="?", metavar="NAME", help="one known data set (default: all)")
-    download = commands.add_parser("download", parents=[shared], help="fetch data sets that torchvision can download")
+    download = commands.add_parser("download", parents=[shared], help="fetch data sets; only files of the right checksum arrive")
     download.add_argument("names", nargs="+", metavar="NAME", help="data sets")
+    download.add_argument(
+        "--base_url",
+        metavar="URL",
+        help="web server with the same files under the same names, tried first (default: $OSR_DATA_URL)",
+    )
     return parser
 
 
@@ -130,6 +135,20 @@ def list_splits(dataset: str | None) -> int:
     return 0
 
 
+def download_datasets(names: list[str], root: Path, base_url: str | None) -> int:
+    """Fetch data sets one after another; return 2 if one failed, whose error does not keep the others from coming."""
+    failed = 0
+    for name in [resolve_name(name) for name in names]:
+        try:
+            arrived = fetch(name, root, base_url)
+        except UserError as error:
+            failed = 2
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"{name}: downloaded into {root}" if arrived else f"{name}: nothing to download", flush=True)
+    return failed
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = build_parser().parse_args(arguments)
@@ -140,13 +159,13 @@ def main(arguments: list[str] | None = None) -> int:
             return verify_datasets(options.names, data_root(options.data_dir))
         if options.command == "splits":
             return list_splits(options.dataset)
-        for name in options.names:
-            fetch(name, options.data_dir)
-            print(f"{resolve_name(name)}: downloaded into {data_root(options.data_dir)}")
-        return 0
+        return download_datasets(options.names, data_root(options.data_dir), options.base_url)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; no incomplete file is left", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,11 @@ from .catalogue import CATALOGUE, data_root, missing, resolve_name
 from .images import Images
 from .presence import part_path
 from .readers_binary import read_cifar, read_digits, read_idx, read_svhn
-from .readers_folders import read_omniglot, read_outliers, read_tinyimagenet
+from .readers_folders import image_files, read_omniglot, read_outliers, read_tinyimagenet
 from .streaming import read_folder
+
+#: What can be downloaded, and the checksums it must have.
+MANIFEST = Path(__file__).resolve().parents[2] / "data" / "MANIFEST.json"
 
 ODIN_CROPS = ("center", "resize", "native")
 
@@ -50,7 +53,7 @@ def load(
     odin_crop : {"center", "resize", "native"}
         What happens to the 36x36 images of the ODIN crop archives.
     download : bool
-        Let torchvision fetch what is absent.
+        Fetch what is absent (`fetch`).
     keep : sequence of int, optional
         Only these classes; a set that is stored as folders then decodes no others.
     size : int, optional
@@ -74,7 +77,7 @@ def load(
         images = _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shape)
     except UserError:
         # An error about files that are here means damage or a wrong argument: downloading would not help.
-        if not download or not entry.torchvision or part_path(name, train, place) is not None:
+        if not download or part_path(name, train, place) is not None:
             raise
         fetch(name, place)
         images = _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shape)
@@ -110,32 +113,70 @@ def _noise(name: str, place: Path, seed: int, released: bool, shape: tuple[int, 
     return replace(noise.on_digits(digits, seed, released), name=name)
 
 
-def fetch(name: str, root=None) -> None:
-    """Download a data set with torchvision, into torchvision's layout.
+def fetch(name: str, root=None, base_url: str | None = None) -> bool:
+    """Download what is absent of a data set, verified, into torchvision's layout.
+
+    Parameters
+    ----------
+    name : str
+        Canonical name or any alias.
+    root : path, optional
+        Data folder; see `data_root`.
+    base_url : str, optional
+        A web server with the same files under the same names, tried before the published addresses; else
+        `$OSR_DATA_URL`.
+
+    Returns
+    -------
+    bool
+        True if something was fetched or unpacked, False if all of it was here.
 
     Raises
     ------
     UserError
-        If torchvision cannot download it: what to fetch by hand; or if the download fails.
+        Nobody publishes a checksum for it, or no address gave the right bytes: what to fetch by hand, and where to.
     """
-    name, place = resolve_name(name), data_root(root)
-    entry = CATALOGUE[name]
-    if not entry.torchvision:
-        raise missing(name, place)
-    from torchvision import datasets
+    from ..download import download, unpack
 
-    parts = {
-        "SVHN": ({"split": "train"}, {"split": "test"}),
-        "DTD": ({"split": "test"},),
-        "Omniglot": ({"background": False},),
-    }
-    place.mkdir(parents=True, exist_ok=True)
-    for arguments in parts.get(entry.torchvision, ({"train": False},)):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                getattr(datasets, entry.torchvision)(str(place), download=True, **arguments)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"download of {name} failed ({reason}): fetch {entry.source} and put it into {place}"
-            ) from error
+    name, place = resolve_name(name), data_root(root)
+    if not CATALOGUE[name].folders:
+        return False
+    items, elsewhere = _downloads(name)
+    if not items:
+        known = f"; unverified: {', '.join(elsewhere)}" if elsewhere else ""
+        raise UserError(f"{missing(name, place)}; no checksum is published, so no command downloads it{known}")
+    base, changed = base_url or os.environ.get("OSR_DATA_URL", ""), False
+    for item in items:
+        file, here = place / item["file"], is_complete(name, place)
+        # The files may lie elsewhere, unpacked, or without their archive; a file that is here is always checked.
+        if here and ("folder" in item or not file.exists()):
+            continue
+        urls = [f"{base.rstrip('/')}/{item['file']}", *item["urls"]] if base else item["urls"]
+        changed |= download(file, urls, f"md5:{item['md5']}", item.get("bytes"), item.get("about", ""))
+        if "folder" in item:
+            unpack(file, place / item["into"], item["folder"], lambda: is_complete(name, place))
+            changed = True
+    return changed
+
+
+def _downloads(name: str) -> tuple[list[dict], list[str]]:
+    """Return the files of a data set that can be fetched, and addresses of what cannot be verified."""
+    rows = json.loads(MANIFEST.read_text())["datasets"]
+    items = rows[name].get("download", [])
+    return (_downloads(items)[0] if isinstance(items, str) else items), rows[name].get("elsewhere", [])
+
+
+def is_complete(name: str, place: Path) -> bool:
+    """Return True if both parts of a data set are here; of folders with a known number of files, all of them.
+
+    A rebuilt npz file is not the published set, and an interrupted `tar` leaves a part of it.
+    """
+    entry = CATALOGUE[name]
+    parts = [part_path(name, train, place) for train in (True, False) if entry.train or not train]
+    if None in parts:
+        return False
+    if entry.reader == "outliers":
+        return parts[0].is_dir() and len(image_files(parts[0])) >= entry.test
+    if entry.reader == "tinyimagenet":
+        return sum(p.is_dir() for p in (parts[0] / "train").glob("n*")) == entry.classes
+    return True

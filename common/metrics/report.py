@@ -123,9 +123,8 @@ def evaluate(
     Returns
     -------
     dict of str to float
-        NaN where undefined, never 0: without known or unknown test samples, without the part or array a
-        metric needs. `open_f_*` are taken at the threshold that leads: validation, else train; NaN without
-        either.
+        NaN where undefined, never 0: without known or unknown test samples, without the part or array that
+        a metric needs. `open_f_*` are taken at the validation threshold, else at that of train, else NaN.
 
     Examples
     --------

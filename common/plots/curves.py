@@ -66,6 +66,17 @@ def at_grid(x: np.ndarray, y: np.ndarray, grid: np.ndarray, step: bool) -> np.nd
     return np.interp(grid, x[last], y[last])
 
 
+def _height(groups: dict[str, list]) -> float:
+    """Height in inches that leaves the axes nearly square, with room below for the legend of several runs."""
+    return 5.3 + (0.2 + 0.2 * len(groups)) * (len(groups) > 1)
+
+
+def place_legend(axes, groups: dict[str, list], loc: str) -> None:
+    """Legend of one run in a corner its curve leaves free, of several below the axes, where it covers nothing."""
+    where = {"loc": loc} if len(groups) == 1 else {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+    style.legend(axes, **where)
+
+
 def band_note(groups: dict[str, list]) -> str:
     """Words that explain the bands, where there are any."""
     many = any(len(members) > 1 for members in groups.values())
@@ -87,7 +98,7 @@ def roc(runs):
         same with unknown as positive.
     """
     groups = groups_of(runs)
-    figure = style.new_figure(6.4, 5.3)
+    figure = style.new_figure(6.4, _height(groups))
     axes = style.dress(
         figure.add_subplot(), "ROC: known against unknown",
         "accepted: unknown score below the threshold; ring: 95 % of the known samples accepted"
@@ -103,7 +114,7 @@ def roc(runs):
         axes.plot(*np.mean(points, axis=0), marker="o", markersize=9, markerfacecolor="white", markeredgewidth=2,
                   color=style.run_style(index)["color"], zorder=4)  # fmt: skip
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    style.legend(axes, loc="lower right")
+    place_legend(axes, groups, loc="lower right")
     return figure
 
 
@@ -122,7 +133,7 @@ def precision_recall(runs):
         share of positive samples.
     """
     groups = groups_of(runs)
-    figure = style.new_figure(10.4, 4.7)
+    figure = style.new_figure(10.4, _height(groups) - 0.6)
     sides = (("known", metrics.aupr_known, "accepted"), ("unknown", metrics.aupr_unknown, "rejected"))
     for position, (side, area, kept) in enumerate(sides):
         axes = style.dress(
@@ -137,7 +148,7 @@ def precision_recall(runs):
             chance = np.mean([np.mean((part["target"] >= 0) == (side == "known")) for part in members])
             axes.axhline(chance, color=style.run_style(index)["color"], linewidth=1, linestyle=":")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-        style.legend(axes, loc="best")
+        place_legend(axes, groups, loc="lower right" if side == "unknown" else "upper right")
     return figure
 
 
@@ -167,7 +178,7 @@ def oscr(runs, log: bool = False):
         The arrow at the right edge is the closed-set accuracy, where the curve ends.
     """
     groups = groups_of(runs)
-    figure = style.new_figure(6.4, 5.3)
+    figure = style.new_figure(6.4, _height(groups))
     scale = ", logarithmic FPR" if log else ""
     axes = style.dress(
         figure.add_subplot(), f"OSCR: accept and classify{scale}",
@@ -186,7 +197,7 @@ def oscr(runs, log: bool = False):
         axes.plot(1.018, np.mean(accuracy), marker="<", markersize=8, color=style.run_style(index)["color"],
                   clip_on=False, transform=axes.get_yaxis_transform())  # fmt: skip
     axes.set(xlim=(low, 1), ylim=(-0.01, 1.02), xscale="log" if log else "linear")
-    style.legend(axes, loc="lower right")
+    place_legend(axes, groups, loc="lower right")
     return figure
 
 
@@ -207,7 +218,7 @@ def f1_threshold(runs):
         return _f1_of_several(groups_of(runs))
     part, classes = test_part(runs), len(runs["class_names"])
     values = part["unknown_score"]
-    log = needs_log_axis(values)
+    log = needs_log_axis(part)
     low, high = shown_range(values, log)
     even = np.geomspace(low, high, 90) if log else np.linspace(low, high, 90)
     tried = np.unique(np.r_[even, np.quantile(values, np.linspace(0, 1, 90))])
@@ -230,7 +241,7 @@ def f1_threshold(runs):
 
 
 def _f1_of_several(groups: dict[str, list[dict]]):
-    figure = style.new_figure(6.4, 5.0)
+    figure = style.new_figure(6.4, _height(groups))
     axes = style.dress(
         figure.add_subplot(), "Macro-F1 over known classes and unknown",
         "a threshold is named by what it accepts, as scores of different methods share no scale" + band_note(groups),
@@ -249,5 +260,5 @@ def _f1_of_several(groups: dict[str, list[dict]]):
         draw_group(axes, curves, shares, index, f"{label}  highest {best}".strip())
     axes.axvline(0.95, color=style.FAINT, linewidth=1, linestyle=":")
     axes.set(xlim=(0, 1.01), ylim=(-0.01, 1.02))
-    style.legend(axes, loc="lower center")
+    place_legend(axes, groups, loc="lower center")
     return figure

@@ -16,7 +16,7 @@ from common.plots.parts import (
     unknown_sources,
 )
 
-BINS = 60
+MOST_BINS, FEWEST_BINS = 60, 15
 POINTS_PER_CLASS = 400
 
 
@@ -36,9 +36,12 @@ def histogram(scores: Scores):
     """
     part = test_part(scores)
     values, known = part["unknown_score"], part["target"] >= 0
-    log = needs_log_axis(values)
+    log = needs_log_axis(part)
     low, high = shown_range(values, log)
-    edges = np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
+    # Bins as fine as the smallest group allows: two steps of sqrt(n) keep its outline from breaking into spikes.
+    smallest = min(known.sum(), *(mask.sum() for _, mask in unknown_sources(part)))
+    bins = int(np.clip(2 * np.sqrt(smallest), FEWEST_BINS, MOST_BINS))
+    edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
     figure = style.new_figure(7.2, 4.9)
     axes = style.dress(figure.add_subplot(), "Unknown score of the test samples",
                        "each group sums to 1; far samples are counted in the outermost bins; the first threshold leads",
@@ -83,7 +86,7 @@ def scatter(scores: Scores, seed: int = 0):
     wrong = (part["prediction"] != target) & (target >= 0)
     names = class_names(scores)
     columns = [(name, target == label) for label, name in enumerate(names)] + unknown_sources(part)
-    log = needs_log_axis(values)
+    log = needs_log_axis(part)
     figure = style.new_figure(min(14, max(6.4, 2 + 0.62 * len(columns))), 4.9)
     cut = cuts(scores, oracle=False)[0]
     limits = shown_range(values, log)
@@ -91,7 +94,8 @@ def scatter(scores: Scores, seed: int = 0):
     most = max(int(mask.sum()) for _, mask in columns)
     drawn = f"\nat most {POINTS_PER_CLASS} samples per column drawn, chosen at random" if most > POINTS_PER_CLASS else ""
     axes = style.dress(figure.add_subplot(), "Unknown score of single samples, by true class",
-                       f"bar: median; cross: predicted into another known class; far samples at the edge{drawn}", "", "unknown score")  # fmt: skip
+                       f"bar: median; cross: predicted into another known class; far samples at the edge{drawn}",
+                       "", "unknown score")  # fmt: skip
     generator = np.random.default_rng(seed)
     for position, (_, mask) in enumerate(columns):
         chosen = subsample(mask, POINTS_PER_CLASS, seed)
@@ -99,7 +103,8 @@ def scatter(scores: Scores, seed: int = 0):
         colour = style.KNOWN if position < len(names) else style.UNKNOWN
         right = ~wrong[chosen]
         axes.scatter(where[right], placed[chosen][right], s=9, color=colour, alpha=0.4, linewidths=0)
-        axes.scatter(where[~right], placed[chosen][~right], s=34, color=style.BLACK, marker="x", linewidths=1.4, zorder=3)
+        axes.scatter(where[~right], placed[chosen][~right], s=22, color=style.BLACK, marker="x",
+                     linewidths=1.1, zorder=3)  # fmt: skip
         if mask.any():
             axes.plot([position - 0.36, position + 0.36], [np.median(values[mask])] * 2, color=style.INK, linewidth=2, zorder=4)
     axes.axhline(cut.value, color=style.INK, linewidth=1.2, linestyle="--", label=f"threshold: {cut.meaning} ({cut.value:.4g})")

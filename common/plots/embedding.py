@@ -91,6 +91,7 @@ def tsne(scores: Scores, seed: int = 0, cache: Path | None = None):
                        f"{len(chosen):,} of {total:,} test samples, seed {seed}, {backend}; distances between groups mean little",
                        "", "", grid=False)  # fmt: skip
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     unknown = target < 0
     axes.scatter(*coordinates[unknown].T, s=16, color=style.BLACK, marker="x", linewidths=0.8, alpha=0.55, label="unknown")
     many = len(names) > len(style.CYCLE[:-1]) * len(style.MARKERS)
@@ -102,12 +103,10 @@ def tsne(scores: Scores, seed: int = 0, cache: Path | None = None):
 
 
 def _chosen(target: np.ndarray, seed: int) -> np.ndarray:
-    """At most `LARGEST` samples; knowns and unknowns in their proportion, but never fewer than a quarter of each."""
-    known = target >= 0
-    room = LARGEST * np.clip(np.array([known.mean(), (~known).mean()]), 0.25, 0.75)
-    if len(target) <= LARGEST:
-        return np.arange(len(target))
-    return np.sort(np.r_[subsample(known, int(room[0]), seed), subsample(~known, int(room[1]), seed)])
+    """At most `LARGEST` samples; the smaller side, known or unknown, keeps up to half of the places."""
+    sides = sorted((target >= 0, target < 0), key=np.count_nonzero)
+    smaller = subsample(sides[0], LARGEST // 2, seed)
+    return np.sort(np.r_[smaller, subsample(sides[1], LARGEST - len(smaller), seed)])
 
 
 def _class_look(label: int, count: int, many: bool) -> dict:

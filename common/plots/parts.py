@@ -67,9 +67,10 @@ def cuts(scores: Scores, oracle: bool = True) -> list[Threshold]:
     return [Threshold(name, found[name]) for name in THRESHOLDS if np.isfinite(found.get(name, np.nan))]
 
 
-def needs_log_axis(unknown_score: np.ndarray) -> bool:
-    """True for positive scores that crowd at zero (such as `msp`), which only a logarithmic axis shows."""
-    return bool(unknown_score.min() > 0 and np.median(unknown_score) * 50 < unknown_score.max())
+def needs_log_axis(part: Scores) -> bool:
+    """True for positive scores whose known samples crowd at zero (such as `msp`): a logarithmic axis shows them."""
+    values = part["unknown_score"]
+    return bool(values.min() > 0 and np.median(values[part["target"] >= 0]) * 50 < values.max())
 
 
 def shown_range(unknown_score: np.ndarray, log: bool) -> tuple[float, float]:

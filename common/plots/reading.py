@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +114,11 @@ def grouped(runs: list[StoredRun]) -> dict[str, list[StoredRun]]:
         groups.setdefault(key, []).append(run)
     labelled: dict[str, list[StoredRun]] = {}
     for members in groups.values():
-        label = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} like it"
+        label = members[0].name
+        if len(members) > 1:  # what the names have in common, without the beginning of a seed or split
+            letters = takewhile(lambda column: len(set(column)) == 1, zip(*(run.name for run in members)))
+            common = "".join(column[0] for column in letters)
+            label = re.sub(r"[-_. ]+(s|seed|split)?[-_. ]*$", "", common) or label
         labelled[label if label not in labelled else str(members[0].path)] = members
     return labelled
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -26,6 +26,7 @@ PAIR_METRICS = (
     m.detection_accuracy,
     m.unknown_recall_at_95_seen_precision,
 )
+unhurried = settings(deadline=None)  # the machine may be shared
 
 
 @st.composite
@@ -48,6 +49,7 @@ def test_examples_in_docstrings(name):
     assert result.failed == 0 and result.attempted > 0
 
 
+@unhurried
 @given(scored())
 def test_equal_to_scikit_learn(data):
     sklearn = pytest.importorskip("sklearn.metrics")
@@ -77,6 +79,7 @@ def test_equal_to_pytorch_ood_where_definitions_coincide():
     assert 0 < abs(m.aupr_unknown(target, score) - trapezoid) < 0.01
 
 
+@unhurried
 @given(scored(), st.randoms())
 def test_order_of_samples_does_not_matter(data, random):
     order = list(range(len(data[0])))
@@ -86,6 +89,7 @@ def test_order_of_samples_does_not_matter(data, random):
         assert found == expected or (np.isnan(found) and np.isnan(expected))
 
 
+@unhurried
 @given(scored())
 def test_monotone_maps_of_the_score_change_nothing(data):
     target, score = data
@@ -94,6 +98,7 @@ def test_monotone_maps_of_the_score_change_nothing(data):
         np.testing.assert_equal(metric(target, 5 * score - 100), metric(target, score))
 
 
+@unhurried
 @given(scored())
 def test_swapping_known_and_unknown_mirrors(data):
     target, score = data

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
@@ -20,6 +20,7 @@ from common.metrics import (
 )
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "crosr"
+unhurried = settings(deadline=None)  # the machine may be shared
 
 
 @st.composite
@@ -33,6 +34,7 @@ def samples(draw, classes=3):
     return np.array(target), np.array(prediction), np.array(score, dtype=float)
 
 
+@unhurried
 @given(samples(), st.integers(0, 7))
 def test_macro_f1_equals_scikit_learn(data, threshold):
     sklearn = pytest.importorskip("sklearn.metrics")
@@ -42,6 +44,7 @@ def test_macro_f1_equals_scikit_learn(data, threshold):
     assert macro_f1(target, decision, 3) == pytest.approx(expected, abs=1e-12)
 
 
+@unhurried
 @given(samples())
 def test_oracle_equals_a_search_over_all_thresholds(data):
     target, prediction, score = data
@@ -52,6 +55,7 @@ def test_oracle_equals_a_search_over_all_thresholds(data):
     assert macro_f1(target, decide(prediction, score, best.threshold), 3) == best.value
 
 
+@unhurried
 @given(samples(), st.randoms())
 def test_oracle_does_not_depend_on_the_order_of_samples(data, random):
     order = list(range(len(data[0])))
@@ -81,6 +85,7 @@ def test_a_score_at_the_threshold_is_rejected():
     assert decide([0, 1], [0.5, 0.4999], 0.5).tolist() == [-1, 1]
 
 
+@unhurried
 @given(samples(), st.integers(0, 7))
 def test_open_f_equals_a_loop_over_classes(data, threshold):
     target, prediction, score = data
@@ -119,6 +124,7 @@ def test_undefined_is_nan():
     assert np.isnan(class_report([], [], classes=2).accuracy)
 
 
+@unhurried
 @given(samples())
 def test_class_report_equals_scikit_learn(data):
     sklearn = pytest.importorskip("sklearn.metrics")

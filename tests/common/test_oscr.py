@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.metrics import auroc, ccr_at_fpr, closed_accuracy, oscr, oscr_arpl, oscr_curve
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "crosr"
+unhurried = settings(deadline=None)  # the machine may be shared
 
 
 @st.composite
@@ -64,11 +65,13 @@ def test_examples_in_docstrings():
     assert doctest.testmod(importlib.import_module("common.metrics.classification_rate")).failed == 0
 
 
+@unhurried
 @given(samples())
 def test_equal_to_a_direct_count(data):
     assert oscr(*data) == direct_oscr(*data)
 
 
+@unhurried
 @given(samples())
 def test_equal_to_the_area_under_the_curve(data):
     curve = oscr_curve(*data)
@@ -77,6 +80,7 @@ def test_equal_to_the_area_under_the_curve(data):
     assert np.all(np.diff(curve.fpr) >= 0) and np.all(np.diff(curve.ccr) >= 0)
 
 
+@unhurried
 @given(samples(), st.randoms())
 def test_order_of_samples_does_not_matter(data, random):
     order = list(range(len(data[0])))
@@ -84,6 +88,7 @@ def test_order_of_samples_does_not_matter(data, random):
     assert oscr(*(array[order] for array in data)) == oscr(*data)
 
 
+@unhurried
 @given(samples())
 def test_monotone_maps_of_the_score_change_nothing(data):
     target, prediction, score = data
@@ -92,6 +97,7 @@ def test_monotone_maps_of_the_score_change_nothing(data):
         assert ccr_at_fpr(target, prediction, moved, 0.3) == ccr_at_fpr(*data, 0.3)
 
 
+@unhurried
 @given(samples())
 def test_bounds_and_perfect_classifier(data):
     target, _, score = data
@@ -99,6 +105,7 @@ def test_bounds_and_perfect_classifier(data):
     assert oscr(target, target.clip(0), score) == auroc(target, score)
 
 
+@unhurried
 @given(samples())
 def test_predictions_of_unknown_samples_are_not_used(data):
     target, prediction, score = data
@@ -133,6 +140,7 @@ def test_ccr_at_fpr_by_hand():
     assert found == [0.25, 0.25, 0.5, 0.75, 0.75, 0.75]
 
 
+@unhurried
 @given(samples(), st.sampled_from([0.0, 0.0001, 0.1, 0.25, 1 / 3, 0.5, 0.7, 1.0]))
 def test_ccr_at_fpr_equals_a_search_over_thresholds(data, fpr):
     target, prediction, score = data
@@ -167,10 +175,10 @@ def test_equal_to_pytorch_ood():
 @pytest.mark.parametrize(
     ("name", "exact", "arpl", "tolerance"),
     [
-        ("msp", 0.8178732, 0.81786305, 1e-12),
-        # The original sorts with an unstable method: 14 and 3,479 tied samples fall as the machine will have it.
-        ("maxlogit", 0.84595048, 0.84594257, 2e-8),
-        ("published", 0.80475714, 0.80474687, 1e-5),
+        ("msp", 0.8178732, 0.8178630549999982, 0.0),
+        # The original's sort is not stable: with ties (14; 3,479) its value depends on the machine.
+        ("maxlogit", 0.845950475, 0.8459425749999978, 2e-8),
+        ("published", 0.804757145, 0.8047468650000024, 1e-5),
     ],
 )
 def test_golden_values(name, exact, arpl, tolerance):
