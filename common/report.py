@@ -17,7 +17,7 @@ from pathlib import Path
 from common.arguments import ScriptParser, run_script
 from common.errors import UserError
 from common.files import atomic
-from common.results import SHOWN, mean_interval, number
+from common.results import SHOWN, interval_cell, number
 
 HERE = Path(__file__).resolve().parent
 
@@ -80,7 +80,8 @@ def table(rows: Iterable[Iterable[str]], head: Iterable[str] = (), kind: str = "
     """An HTML table of cells that are HTML already."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}">{f"<thead><tr>{top}</tr></thead>" if top else ""}<tbody>{body}</tbody></table></div>'
+    top = f"<thead><tr>{top}</tr></thead>" if top else ""
+    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
 
 
 def picture(figure, name: str) -> str:
@@ -119,7 +120,8 @@ def what_ran(run) -> str:
     device = ", ".join(str(meta[key]) for key in ("device", "device_name", "precision") if meta.get(key))
     threads = f"{meta['threads']} thread(s)" if meta.get("threads") else ""
     rows = {
-        "Command": f"<code>{escape(str(meta['command']))}</code>" if meta.get("command") else "",
+        "Trained by": f"<code>{escape(str(meta['command']))}</code>" if meta.get("command") else "",
+        "Scored by": f"<code>{escape(run.test_command)}</code>" if run.test_command else "",
         "Seed": escape(str(meta.get("seed", ""))),
         "Started": escape(str(meta.get("start", "")).replace("T", " ")),
         "Code version": f"<code>{escape(str(meta['code_version']))}</code>" if meta.get("code_version") else "",
@@ -153,7 +155,8 @@ def metric_rows(found: Mapping[str, Mapping[str, float]]) -> str:
     return table(rows, ["metric", "", *titles, "definition"], "metrics")
 
 
-def comparison_rows(methods: Mapping[str, list[Mapping[str, float]]], extra: Mapping[str, str] = {}) -> str:  # noqa: B006
+def comparison_rows(methods: Mapping[str, list[Mapping[str, float]]], what: str = "method",
+                    minutes: Mapping[str, str] | None = None) -> str:  # fmt: skip
     """Table of the leading metrics, one row per method; the best value of each column is bold."""
     columns = {}
     for name in SHOWN:
@@ -165,14 +168,12 @@ def comparison_rows(methods: Mapping[str, list[Mapping[str, float]]], extra: Map
     for method, values in methods.items():
         cells = []
         for name in SHOWN:
-            text = mean_interval(v[name] for v in values) if all(v[name] == v[name] for v in values) else "–"
+            text = interval_cell(v[name] for v in values) if all(v[name] == v[name] for v in values) else "–"
             bold = ' class="number best"' if columns[name][method] and len(methods) > 1 else ' class="number"'
             cells.append(f"<span{bold}>{text}</span>")
-        rows.append([escape(method), *cells, extra.get(method, "")])
-    head = ["method", *(f"{label} {DEFINITIONS[name][1]}" for name, label in SHOWN.items())]
-    if not extra:
-        rows = [row[:-1] for row in rows]
-    return table(rows, [*head, *(["train min."] if extra else [])], "metrics")
+        rows.append([escape(method), *cells, *([minutes.get(method, "–")] if minutes else [])])
+    head = [what, *(f"{label} {DEFINITIONS[name][1]}" for name, label in SHOWN.items())]
+    return table(rows, [*head, *(["train min."] if minutes else [])], "metrics")
 
 
 def definitions_of_shown() -> str:
@@ -211,15 +212,19 @@ def run_page(run, seed: int = 0) -> str:
     parts = [f'<div class="cards">{cards(found[own]["all"])}</div>', f'<p class="note">{definitions_of_shown()}.</p>']
     if len(found) > 1:
         parts.append("<h2>Scores of this run</h2>")
-        parts.append(comparison_rows({name: [values["all"]] for name, values in found.items()}))
+        parts.append(comparison_rows({name: [values["all"]] for name, values in found.items()}, "score"))
         pictures = [picture(CURVES[name](run.scores), name) for name in ("roc", "oscr")]
         parts.append(f'<div class="figures">{"".join(pictures)}</div>')
     parts.append(f"<h2>Figures: score {escape(own)}</h2>")
     drawn = figures_of(run.own_scores, seed, run.folder / "figures" / "tsne.npz")
-    pictures = [picture(draw(), name) for name, draw in drawn.items()]
+    already = ("roc", "oscr") if len(found) > 1 else ()
+    pictures = [picture(draw(), name) for name, draw in drawn.items() if name not in already]
     if any("loss" in line for line in run.log):
         pictures.append(picture(training(run.log), "training"))
     parts.append(f'<div class="figures">{"".join(pictures)}</div>')
+    if run.page("explorer").exists():
+        name = escape(run.page("explorer").name)
+        parts.insert(2, f'<p><a href="{name}">Threshold explorer</a>: move the threshold and see every number follow.</p>')
     parts.append(f"<h2>All metrics: score {escape(own)}</h2>{metric_rows(found[own])}")
     parts.append(f"<h2>What ran</h2>{what_ran(run)}")
     return fill_page("report.html", title=escape(run.title), subtitle=f"{counts}. Own score: {escape(own)}.", body="".join(parts))
@@ -240,7 +245,7 @@ def comparison_page(runs: list) -> str:
             seconds = [member.meta.get("wall_seconds") for member in members]
             if all(isinstance(value, (int, float)) for value in seconds):
                 minutes[method] = f'<span class="number">{sum(seconds) / len(seconds) / 60:.1f}</span>'
-    parts = [comparison_rows(methods, minutes), f'<p class="note">{definitions_of_shown()}.']
+    parts = [comparison_rows(methods, minutes=minutes), f'<p class="note">{definitions_of_shown()}.']
     if any(len(members) > 1 for members in groups.values()):
         parts.append(" Runs that differ only in seed or split are joined: mean ± 95 % t-interval.")
     parts.append("</p>" + "".join(f'<p class="warning">{line}</p>' for line in differences(runs)))
@@ -269,13 +274,12 @@ def differences(runs: list) -> list[str]:
     return found
 
 
-def write_report(where, seed: int = 0) -> Path:
-    """Write `report.html` of a run (directory, name or scores file); returns its path."""
+def write_report(where, out: str | Path | None = None, seed: int = 0) -> Path:
+    """Write the page of a run (directory, name or scores file) to `out`, else `report.html`; returns its path."""
     from common.plots.reading import read_run
 
     run = read_run(where)
-    stem = "report.html" if run.path.suffix != ".npz" else f"{run.path.stem}.report.html"
-    return write_page(run.folder / stem, run_page(run, seed))
+    return write_page(Path(out) if out else run.page("report"), run_page(run, seed))
 
 
 def write_comparison(where: Iterable, out: str | Path) -> Path:
@@ -296,7 +300,7 @@ def get_args_parser() -> ScriptParser:
     parser = ScriptParser(prog="python -m common.report", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run directory, name of a run, or scores file (.npz)")
     parser.add_argument("--compare", nargs="+", default=[], metavar="DIR", help="runs to compare on one page")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="file of the comparing page")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file of the page: the comparing one, or that of one run")
     parser.add_argument("--seed", type=int, default=0, help="seed of subsamples, jitter and t-SNE in the figures")
     return parser
 
@@ -305,10 +309,12 @@ def main(argv=None) -> None:
     args = get_args_parser().parse_args(argv)
     if not args.runs and not args.compare:
         raise UserError("name runs to report on, or --compare DIR ... --out FILE")
-    if bool(args.compare) != bool(args.out):
-        raise UserError("--compare DIR ... and --out FILE belong together")
+    if args.compare and not args.out:
+        raise UserError("--compare DIR ... needs --out FILE, the page to write")
+    if args.out and len(args.runs) + bool(args.compare) > 1:
+        raise UserError("--out names one page; give one run, or --compare, with it")
     for where in args.runs:
-        print(write_report(where, args.seed))
+        print(write_report(where, args.out, args.seed))
     if args.compare:
         print(write_comparison(args.compare, args.out))
 

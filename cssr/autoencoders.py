@@ -5,7 +5,7 @@ Class i has an auto-encoder A_i of 1x1 convolutions; it sees every position p of
     A_i(z_p) = D_i tanh(E_i z_p),   e_i(p) = ||A_i(z_p) - z_p||_1   (or the squared 2-norm)
 
 All classes are computed together from stacked weights, in blocks of positions and classes that stay small; the
-backward pass computes the residuals of a block again instead of keeping `classes x positions x channels` numbers.
+backward pass computes the residuals of a block again where keeping `classes x positions x channels` numbers would be much.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import nn
 ERRORS = ("L1", "L2")
 
 # Bytes of one block of residuals: on a CPU what its cache holds, on a GPU enough work to fill it.
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+# Residuals up to this many bytes in all are kept for the backward pass, more are computed again there.
+KEEP_BYTES = 128 << 20
 
 
 def blocks(rows: int, classes: int, channels: int, device: torch.device, itemsize: int = 4):
@@ -51,6 +53,25 @@ def residuals(points: torch.Tensor, layers: list[torch.Tensor], activations: lis
     return torch.baddbmm(minus, activations[-1].transpose(1, 2), layers[-1].transpose(1, 2), beta=-1)
 
 
+def _block(points, layers):
+    """Hidden activations and residuals of a block."""
+    hidden = hidden_activations(points, layers) if layers[0].ndim == 3 else []
+    return hidden, residuals(points, layers, hidden)
+
+
+def _backward_block(points, layers, hidden, outer, point_grad, layer_grads) -> None:
+    """Add the gradients of a block to `point_grad` and `layer_grads`, given that of its reconstructions `(m, N, C)`."""
+    layer_grads[-1].baddbmm_(outer.transpose(1, 2), hidden[-1].transpose(1, 2))
+    inner = torch.bmm(layers[-1].transpose(1, 2), outer.transpose(1, 2))  # (m, width, N)
+    for number in range(len(hidden) - 1, 0, -1):
+        inner.mul_(1 - hidden[number].square())
+        layer_grads[number].baddbmm_(inner, hidden[number - 1].transpose(1, 2))
+        inner = torch.bmm(layers[number].transpose(1, 2), inner)
+    inner = inner.mul_(1 - hidden[0].square()).flatten(0, 1)  # (m width, N)
+    layer_grads[0] += (inner @ points).view_as(layers[0])
+    point_grad.addmm_(inner.T, layers[0].flatten(0, 1))
+
+
 class StackedErrors(torch.autograd.Function):
     """Reconstruction errors `(m, N)` of points `(N, C)` under m stacked auto-encoders.
 
@@ -63,12 +84,16 @@ class StackedErrors(torch.autograd.Function):
         ctx.save_for_backward(points, *layers)
         classes, rows = len(layers[0]), len(points)
         errors = points.new_empty(classes, rows)
+        keeps = any(ctx.needs_input_grad) and classes * points.nbytes <= KEEP_BYTES
+        ctx.kept = [] if keeps else None
         for chosen, row in blocks(rows, classes, points.shape[1], points.device, points.element_size()):
-            part = [weight[chosen] for weight in layers]
-            hidden = hidden_activations(points[row], part) if part[0].ndim == 3 else []
-            difference = residuals(points[row], part, hidden)
-            difference = difference.abs_() if error == "L1" else difference.square_()
-            errors[chosen, row] = difference.sum(2)
+            hidden, difference = _block(points[row], [weight[chosen] for weight in layers])
+            if keeps:
+                ctx.kept.append((hidden, difference))
+            if error == "L1":
+                errors[chosen, row] = (difference.abs() if keeps else difference.abs_()).sum(2)
+            else:
+                errors[chosen, row] = (difference.square() if keeps else difference.square_()).sum(2)
         return errors
 
     @staticmethod
@@ -76,26 +101,19 @@ class StackedErrors(torch.autograd.Function):
         points, *layers = ctx.saved_tensors
         point_grad = torch.zeros_like(points)
         layer_grads = [torch.zeros_like(weight) for weight in layers]
-        for chosen, row in blocks(len(points), len(layers[0]), points.shape[1], points.device, points.element_size()):
+        parts = blocks(len(points), len(layers[0]), points.shape[1], points.device, points.element_size())
+        for number, (chosen, row) in enumerate(parts):
             part = [weight[chosen] for weight in layers]
-            hidden = hidden_activations(points[row], part) if part[0].ndim == 3 else []
-            outer = residuals(points[row], part, hidden)
+            hidden, outer = ctx.kept[number] if ctx.kept is not None else _block(points[row], part)
             # d|r| = sign(r), d r^2 = 2 r; both times the gradient of the error.
             weight = grad[chosen, row].unsqueeze(2)
-            outer = outer.sign_().mul_(weight) if ctx.error == "L1" else outer.mul_(2 * weight)
+            outer = outer.sign().mul_(weight) if ctx.error == "L1" else outer * (2 * weight)
             point_grad[row] -= outer.sum(0)
-            if not hidden:
-                layer_grads[0][chosen] += outer.sum(1)
-                continue
-            layer_grads[-1][chosen].baddbmm_(outer.transpose(1, 2), hidden[-1].transpose(1, 2))
-            inner = torch.bmm(part[-1].transpose(1, 2), outer.transpose(1, 2))  # (m, width, N)
-            for number in range(len(hidden) - 1, 0, -1):
-                inner.mul_(1 - hidden[number].square())
-                layer_grads[number][chosen].baddbmm_(inner, hidden[number - 1].transpose(1, 2))
-                inner = torch.bmm(part[number].transpose(1, 2), inner)
-            inner = inner.mul_(1 - hidden[0].square()).flatten(0, 1)  # (m width, N)
-            layer_grads[0][chosen] += (inner @ points[row]).view_as(part[0])
-            point_grad[row].addmm_(inner.T, part[0].flatten(0, 1))
+            part_grads = [layer_grad[chosen] for layer_grad in layer_grads]
+            if hidden:
+                _backward_block(points[row], part, hidden, outer, point_grad[row], part_grads)
+            else:
+                part_grads[0] += outer.sum(1)
         return point_grad, None, *layer_grads
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, nearest
+
+MANIFEST = Path(__file__).resolve().parents[2] / "data" / "MANIFEST.json"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,6 @@ class Entry:
         Places below the data folder, in the order in which they are tried.
     source : str
         What to fetch when it is missing.
-    torchvision : str
-        Class of torchvision that downloads it; empty when none does.
     """
 
     name: str
@@ -41,7 +42,6 @@ class Entry:
     classes: int
     folders: tuple[str, ...] = ()
     source: str = ""
-    torchvision: str = ""
 
 
 _ODIN = "of github.com/facebookresearch/odin"
@@ -62,7 +62,7 @@ def _fixed(name: str, folder: str) -> Entry:
 
 _ENTRIES = (
     Entry("digits", "digits", (1, 8), 1258, 539, 10, (), "scikit-learn (it ships the images)"),
-    Entry("mnist", "idx", (1, 28), 60_000, 10_000, 10, ("MNIST/raw", "mnist/MNIST/raw"), "MNIST", "MNIST"),
+    Entry("mnist", "idx", (1, 28), 60_000, 10_000, 10, ("MNIST/raw", "mnist/MNIST/raw"), "MNIST"),
     Entry(
         "fashion-mnist",
         "idx",
@@ -72,9 +72,8 @@ _ENTRIES = (
         10,
         ("FashionMNIST/raw",),
         "Fashion-MNIST",
-        "FashionMNIST",
     ),
-    Entry("kmnist", "idx", (1, 28), 60_000, 10_000, 10, ("KMNIST/raw",), "Kuzushiji-MNIST (CODH)", "KMNIST"),
+    Entry("kmnist", "idx", (1, 28), 60_000, 10_000, 10, ("KMNIST/raw",), "Kuzushiji-MNIST (CODH)"),
     Entry(
         "omniglot",
         "omniglot",
@@ -84,9 +83,8 @@ _ENTRIES = (
         659,
         ("omniglot-py",),
         "images_evaluation.zip of github.com/brendenlake/omniglot",
-        "Omniglot",
     ),
-    Entry("mnist-noise", "noise", (1, 28), 0, 10_000, 0, ("MNIST/raw", "mnist/MNIST/raw"), "MNIST", "MNIST"),
+    Entry("mnist-noise", "noise", (1, 28), 0, 10_000, 0, ("MNIST/raw", "mnist/MNIST/raw"), "MNIST"),
     Entry("noise", "noise", (1, 28), 0, 10_000, 0, (), "nothing (generated)"),
     Entry("gaussian-noise", "noise", (1, 28), 0, 10_000, 0, (), "nothing (generated)"),
     Entry(
@@ -98,7 +96,6 @@ _ENTRIES = (
         10,
         ("cifar-10-batches-py", "cifar10/cifar-10-batches-py", "processed/cifar10/cifar-10-batches-py"),
         "cifar-10-python.tar.gz of cs.toronto.edu/~kriz/cifar.html",
-        "CIFAR10",
     ),
     Entry(
         "cifar100",
@@ -109,7 +106,6 @@ _ENTRIES = (
         100,
         ("cifar-100-python", "cifar100/cifar-100-python"),
         "cifar-100-python.tar.gz of cs.toronto.edu/~kriz/cifar.html",
-        "CIFAR100",
     ),
     Entry(
         "svhn",
@@ -120,7 +116,6 @@ _ENTRIES = (
         10,
         ("", "svhn", "SVHN"),
         "train_32x32.mat, test_32x32.mat",
-        "SVHN",
     ),
     Entry(
         "tinyimagenet",
@@ -157,7 +152,6 @@ _ENTRIES = (
         5_640,
         47,
         ("dtd/dtd", "dtd", "textures", "Textures"),
-        "DTD",
         "DTD",
     ),
     Entry(
@@ -278,6 +272,7 @@ def missing(name: str, root: Path, what: str = "") -> UserError:
     """Return the error for absent data: what to fetch, where to put it, and the command when there is one."""
     entry = CATALOGUE[name]
     place = root / (entry.folders[0] if entry.folders else "")
-    command = f", or run: python -m common.datasets download {name}" if entry.torchvision else ""
+    can_download = "download" in json.loads(MANIFEST.read_text())["datasets"].get(name, {})
+    command = f", or run: python -m common.datasets download {name}" if can_download else ""
     part = f" ({what})" if what else ""
     return UserError(f"data set {name}{part} is not in {root}: fetch {entry.source} and put it into {place}{command}")

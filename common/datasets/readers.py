@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import noise
-from .catalogue import CATALOGUE, data_root, missing, resolve_name
+from .catalogue import CATALOGUE, MANIFEST, data_root, missing, resolve_name
 from .images import Images
 from .presence import part_path
 from .readers_binary import read_cifar, read_digits, read_idx, read_svhn
@@ -18,7 +18,6 @@ from .readers_folders import image_files, read_omniglot, read_outliers, read_tin
 from .streaming import read_folder
 
 #: What can be downloaded, and the checksums it must have.
-MANIFEST = Path(__file__).resolve().parents[2] / "data" / "MANIFEST.json"
 
 ODIN_CROPS = ("center", "resize", "native")
 

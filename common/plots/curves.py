@@ -13,7 +13,7 @@ import numpy as np
 from common import metrics
 from common.plots import style
 from common.plots.parts import Scores, cuts, needs_log_axis, shown_range, test_part
-from common.results import mean_interval
+from common.results import interval_cell
 
 GRID_POINTS = 400
 
@@ -29,7 +29,7 @@ def groups_of(runs) -> dict[str, list[dict]]:
 def value_text(metric: Callable, members: list[dict], with_prediction: bool = False) -> str:
     """A metric of a group as the legend shows it: the value, or mean ± 95 % interval."""
     names = ("target", "prediction", "unknown_score") if with_prediction else ("target", "unknown_score")
-    return mean_interval(metric(*(part[name] for name in names)) for part in members)
+    return interval_cell(metric(*(part[name] for name in names)) for part in members)
 
 
 def acceptance(part: Scores) -> metrics.OscrCurve:
@@ -191,7 +191,7 @@ def oscr(runs, log: bool = False):
     for index, (label, members) in enumerate(groups.items()):
         curves = [open_set_rate(part) for part in members]
         accuracy = [metrics.closed_accuracy(part["target"], part["prediction"]) for part in members]
-        text = f"OSCR {value_text(metrics.oscr, members, with_prediction=True)}, closed accuracy {mean_interval(accuracy)}"
+        text = f"OSCR {value_text(metrics.oscr, members, with_prediction=True)}, closed accuracy {interval_cell(accuracy)}"
         # A rate of 0 has no place on a logarithmic axis: its points stand on the left edge.
         draw_group(axes, [(np.maximum(c.fpr, low), c.ccr) for c in curves], grid, index, f"{label}  {text}".strip())
         axes.plot(1.018, np.mean(accuracy), marker="<", markersize=8, color=style.run_style(index)["color"],
@@ -256,7 +256,7 @@ def _f1_of_several(groups: dict[str, list[dict]]):
             classes = len(part["class_names"])
             decisions = [metrics.decide(part["prediction"], part["unknown_score"], threshold) for threshold in tried]
             curves.append((shares, np.array([metrics.macro_f1(part["target"], d, classes) for d in decisions])))
-        best = mean_interval(float(heights.max()) for _, heights in curves)
+        best = interval_cell(float(heights.max()) for _, heights in curves)
         draw_group(axes, curves, shares, index, f"{label}  highest {best}".strip())
     axes.axvline(0.95, color=style.FAINT, linewidth=1, linestyle=":")
     axes.set(xlim=(0, 1.01), ylim=(-0.01, 1.02))

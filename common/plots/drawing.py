@@ -13,10 +13,10 @@ from common.plots.style import save
 
 CURVES = {
     "roc": curves.roc,
-    "precision_recall": curves.precision_recall,
     "oscr": curves.oscr,
     "oscr_log": lambda runs: curves.oscr(runs, log=True),
     "f1_threshold": curves.f1_threshold,
+    "precision_recall": curves.precision_recall,
 }
 
 

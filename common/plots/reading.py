@@ -27,6 +27,7 @@ class StoredRun:
     meta: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     log: list[dict] = field(default_factory=list)
+    test_command: str = ""
 
     @property
     def name(self) -> str:
@@ -42,6 +43,10 @@ class StoredRun:
     def folder(self) -> Path:
         """Where pages and figures of this run go: the run itself, or the folder of its scores file."""
         return self.path.parent if self.path.suffix == ".npz" else self.path
+
+    def page(self, kind: str) -> Path:
+        """Where a page of this run lies: `report.html` in the run, `NAME.report.html` beside a scores file `NAME.npz`."""
+        return self.folder / f"{kind}.html" if self.path.suffix != ".npz" else self.path.with_suffix(f".{kind}.html")
 
     @property
     def own_scores(self) -> dict[str, np.ndarray]:
@@ -79,7 +84,8 @@ def read_run(where: str | Path, paper: str | None = None) -> StoredRun:
         return StoredRun(path, {path.stem.removeprefix("scores_"): read_scores(path)}, meta=_json(path.with_suffix(".json")))
     named = {file.stem.removeprefix("scores_"): file for file in sorted(path.glob("scores_*.npz"))}
     # metrics.json lists the scores in the order asked for; the first is the one in scores.npz.
-    listed = list(_json(path / "metrics.json").get("scores", {}))
+    evaluation = _json(path / "metrics.json")
+    listed = list(evaluation.get("scores", {}))
     own = next((name for name in listed if name not in named), "own score")
     files = {own: path / "scores.npz"} | {name: named[name] for name in listed if name in named} | named
     log = path / "log.jsonl"
@@ -89,6 +95,7 @@ def read_run(where: str | Path, paper: str | None = None) -> StoredRun:
         meta=_json(path / "meta.json"),
         config=_json(path / "config.json"),
         log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
+        test_command=evaluation.get("command", ""),
     )
 
 

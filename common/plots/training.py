@@ -31,5 +31,6 @@ def training(log: list[dict]):
         handles = [*handles, *right.plot(epochs, accuracy, linewidth=2, label="validation accuracy", **style.run_style(1))]
         right.set_ylim(0, 1.02)
     axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     style.legend(axes, handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return figure

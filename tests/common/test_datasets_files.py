@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,31 +284,6 @@ def test_streaming_names_a_damaged_file(small_imagenet):
 # ---- download, command line, manifest
 
 
-def test_download_calls_torchvision_only_for_absent_data(tmp_path, monkeypatch):
-    from torchvision import datasets
-
-    calls = []
-
-    def fake(root, train, download):
-        calls.append((root, download))
-        random = np.random.default_rng(0)
-        pixels = random.integers(0, 256, (10, 28, 28), dtype=np.uint8)
-        write_idx(Path(root) / "KMNIST" / "raw", "t10k", pixels, np.arange(10, dtype=np.uint8))
-
-    monkeypatch.setattr(datasets, "KMNIST", fake)
-    monkeypatch.setattr(checksums, "MD5", {})
-    assert len(load("kmnist", False, tmp_path, download=True)) == 10 and calls == [(str(tmp_path), True)]
-    load("kmnist", False, tmp_path, download=True)
-    assert len(calls) == 1
-
-    def offline(root, train, download):
-        raise OSError("no network\nmore lines")
-
-    monkeypatch.setattr(datasets, "MNIST", offline)
-    refused(["download of mnist failed", "no network", "put it into"], load, "mnist", False, tmp_path, download=True)
-    refused(["LSUN.tar.gz"], load, "lsun-crop", False, tmp_path, download=True)
-
-
 def test_command_line_list(tmp_path):
     write_images(tmp_path / "openset" / "LSUN", 1, 32)
     run = command("list", data_dir=tmp_path)
@@ -330,8 +304,6 @@ def test_command_line_verify(tmp_path):
     assert run.returncode == 1 and "fetch" in run.stdout
     run = command("verify", "cifar11", data_dir=tmp_path)
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
-    run = command("download", "lsun-crop", data_dir=tmp_path)
-    assert run.returncode == 2 and "LSUN.tar.gz" in run.stderr
 
 
 def test_manifest_agrees_with_the_program():
