@@ -57,7 +57,8 @@ def code_version() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno", "--", "*.py"], capture_output=True, text=True)
+        program = ["--", "*.py", ":!tests", ":!benchmarks"]
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno", *program], capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return f"version {metadata.version('open-set-recognition')}"
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
