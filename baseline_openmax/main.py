@@ -31,7 +31,8 @@ PRESETS = {
     "laptop": {
         "known_dataset": "cifar10", "split": "cssr-a", "backbone": "speednet", "max_epochs": 8, "batch_size": 512,
         "low_resolution_epochs": 4, "optimizer": "speed", "rate": 11.5, "momentum": 0.85, "weight_decay": 0.0153,
-        "schedule": "triangular", "label_smoothing": 0.2, "augment": "alternating-flip+shift2", "average_weights": True, "mirror_test": True,
+        "schedule": "triangular", "label_smoothing": 0.2, "augment": "alternating-flip+shift2",
+        "average_weights": True, "mirror_test": True,
         "drop_last": True, "whitening_bias_epochs": 3, "logit_scale": 1 / 9, "precision": "auto",
     },
     # CIFAR-10 on a GPU: ResNet-18 with the small-image stem, 100 epochs.

@@ -141,4 +141,6 @@ def test_records_hold_what_the_commands_wrote(run, own_run, tmp_path, monkeypatc
     assert "--record check" in record["commands"][1]
     assert record["metrics"]["digits-unknown"]["auroc"] > 0.9
     assert record["data_checksums"] and record["checkpoint_sha256"] and record["wall_seconds"]["train"] > 0
-    assert "logits" in results.read_scores(path.with_suffix(".npz"))
+    assert "logits" not in results.read_scores(path.with_suffix(".npz"))
+    script.main(["--run_dir", str(own_run), "--score", "mls", "--record", "check"])
+    assert "logits" in results.read_scores(path.with_name("check-digits-mls-first_6-s0.npz"))

@@ -1,0 +1,154 @@
+"""What the evaluation scripts share: their flags, finding the trained run, the data of its header, reports and records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common import results
+from common.arguments import ROOT, ScriptParser, positive_int
+from common.checkpoints import find, load_weights
+from common.errors import UserError
+from common.files import sha256, write_json
+from common.run import command_line, find_run
+
+
+def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], default: Sequence[str]):
+    """Add the flags of an evaluation; returns the argument group, for a folder's own ones."""
+    parser.add_argument("--checkpoint_path", help="run directory, weights file or manifest name; else the run")
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--score", nargs="+", choices=scores, default=list(default),
+                       help="unknown scores; the first is the run's own (scores.npz)")
+    group.add_argument("--unknown", nargs="+", default=["rest"], metavar="SET",
+                       help="unknown sets: rest (the unknown classes of the known data set) or data set names")
+    group.add_argument("--batch_size", type=positive_int, default=512, help="images at a time")
+    group.add_argument("--released_noise", action="store_true", help="noise sets in the float ranges of the VMDLS release")
+    group.add_argument("--odin_crop", choices=("center", "resize", "native"), default="center",
+                       help="36x36 ODIN crops: cut to the centre, resized, or as they are")
+    group.add_argument("--train_scores", action="store_true",
+                       help="score the training part too (always done without held-out images)")
+    group.add_argument("--record", metavar="TABLE", help="write records and compact scores under results/records")
+    return group
+
+
+class Trained:
+    """The checkpoint that an evaluation's flags name.
+
+    Attributes
+    ----------
+    tensors, header : dict
+        Weights and statistics by name; plain values.
+    files : list of Path
+        Its files.
+    directory : Path
+        Where results go: the run itself; for a bare checkpoint `--run_dir`, else `runs/<paper>/<--save or its name>`.
+    """
+
+    def __init__(self, args, paper: str):
+        if args.checkpoint_path:
+            source = args.checkpoint_path
+        elif args.save or args.run_dir:
+            source = find_run(paper, args.run_dir or args.save)
+        else:
+            raise UserError("name a run with --save or --run_dir, or weights with --checkpoint_path")
+        self.paper = paper
+        self.tensors, self.header = load_weights(source, paper=paper)
+        self.files = find(source)
+        self.directory = self._directory(args)
+
+    def _directory(self, args) -> Path:
+        in_run = (self.files[0].parent / "meta.json").exists()
+        if in_run and not (args.checkpoint_path and (args.run_dir or args.save)):
+            return self.files[0].parent
+        if args.record:
+            raise UserError("--record needs a trained run: name it with --save or --run_dir, without --checkpoint_path")
+        return args.run_dir or ROOT / "runs" / self.paper / (args.save or f"test-{self.files[0].stem}")
+
+    def data(self, args):
+        """The open-set data that the header names, with the unknown sets of the flags; its classes must be the header's."""
+        from common.datasets import prepare
+
+        config = self.header["data"]
+        subset = 64 if args.dry_run else args.subset or config["subset"]
+        data = prepare(config["known_dataset"], config["split"], args.unknown, root=args.data_dir,
+                       validation_share=config["validation_share"], seed=config["seed"], subset=subset,
+                       released_noise=args.released_noise, odin_crop=args.odin_crop)  # fmt: skip
+        if list(data.class_names) != self.header["class_names"]:
+            raise UserError(f"the checkpoint knows {self.header['class_names']}, the data gives {list(data.class_names)}")
+        return data
+
+    def fill(self, model) -> None:
+        """Load the weights (everything but `statistics.*`) into the network of the header."""
+        try:
+            model.load_state_dict({key: value for key, value in self.tensors.items() if not key.startswith("statistics.")})
+        except RuntimeError as error:
+            raise UserError(f"weights do not fit the network of their header: {error}") from None
+
+
+def parts_to_score(args, data, with_train: bool = False):
+    """`evaluation_parts`, with the training part when it is asked for or no images were held out."""
+    from common.inference import evaluation_parts
+
+    without_validation = data.validation is None or not len(data.validation)
+    return evaluation_parts(data, with_train or args.train_scores or without_validation)
+
+
+def report(
+    args, trained: Trained, data, scored: Callable[[str], Mapping[str, np.ndarray]], seconds: float, argv,
+    method: Callable[[str], str] = str,
+) -> None:  # fmt: skip
+    """Write `scores*.npz`, `metrics.json` and, when asked, records; print a table.
+
+    Parameters
+    ----------
+    scored : callable
+        Name of a score to the arrays of its `scores.npz`.
+    seconds : float
+        Wall time of scoring, for the record.
+    method : callable
+        Name of a score to the method's name in records.
+    """
+    from common.metrics import evaluate_file
+
+    trained.directory.mkdir(parents=True, exist_ok=True)
+    all_metrics = {}
+    print(f"{'score':8} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
+    for number, name in enumerate(args.score):
+        path = trained.directory / ("scores.npz" if number == 0 else f"scores_{name}.npz")
+        result = scored(name)
+        results.write_scores(path, result)
+        all_metrics[name] = evaluate_file(path)
+        for unknown, values in results.by_source(all_metrics[name]).items():
+            print(f"{name:8} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
+                  f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
+        if args.record:
+            write_record(args, trained, data, method(name), all_metrics[name], result, seconds, argv)
+    write_json(trained.directory / "metrics.json", {"scores": all_metrics, "command": command_line(argv)})
+    print(f"written: {trained.directory}")
+
+
+def write_record(args, trained: Trained, data, method: str, metrics, result, seconds: float, argv) -> None:
+    """Write the record of one score of a trained run, with its compact scores beside it."""
+    meta = json.loads((trained.directory / "meta.json").read_text())
+    config = trained.header["data"]
+    path = results.record_path(
+        trained.paper, args.record, config["known_dataset"], method, config["split"], config["seed"]
+    )
+    record = results.record_of(
+        meta,
+        paper=trained.paper,
+        table=args.record,
+        data=config["known_dataset"],
+        split=config["split"],
+        method=method,
+        backbone=trained.header["model"]["backbone"],
+        metrics=metrics,
+        commands=[meta["command"], command_line(argv)],
+        wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
+        checkpoint_sha256=[sha256(file) for file in trained.files],
+        unknown_checksums={source: images.checksums for source, images in data.unknown.items()},
+    )
+    results.write_record(path, record, result)
