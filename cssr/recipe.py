@@ -47,8 +47,6 @@ def augmentation(name: str, seed: int, low_resolution_epochs: int, image_size: i
     from common.datasets.augment import Compose, Cutout, RandomFlip, RandomShift
     from common.datasets.randaugment import RandAugment
 
-    if low_resolution_epochs:
-        raise UserError(f"--low_resolution_epochs goes with {', '.join(PLAIN_AUGMENTATIONS)}, not with --augment {name}")
     policies = [RandomFlip(0.5), RandomShift(image_size // 8, "reflect")]
     if name == "strong":
         policies += [RandAugment(2, 10, "cssr"), Cutout(image_size // 2)]

@@ -47,8 +47,11 @@ def tsne_coordinates(features: np.ndarray, seed: int = 0, cache: Path | None = N
         coordinates = np.asarray(TSNE(perplexity=perplexity, initialization="pca", random_state=seed).fit(features))
     else:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
-        coordinates = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+        # One thread: sums do not depend on the machine, and threads that wait for each other on busy cores take minutes.
+        with threadpool_limits(1):
+            coordinates = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
     if cache is not None:
         with atomic(cache) as partial, open(partial, "wb") as target:
             np.savez_compressed(target, coordinates=coordinates.astype(np.float32), key=key)
