@@ -28,6 +28,10 @@ def get_args_parser() -> ScriptParser:
     evaluation.add_argument("--released_noise", action="store_true", help="noise sets in the float ranges of the VMDLS release")
     evaluation.add_argument("--odin_crop", choices=("center", "resize", "native"), default="center",
                             help="36x36 ODIN crops: cut to the centre, resized, or as they are")
+    evaluation.add_argument("--images", nargs="+", metavar="FILE|DIR",
+                            help="judge own pictures instead: class or unknown at the threshold of the last evaluation")
+    evaluation.add_argument("--save_features", action="store_true", help="keep the pooled features in scores.npz (for t-SNE)")
+    evaluation.add_argument("--no_report", action="store_true", help="do not write report.html")
     evaluation.add_argument("--train_scores", action="store_true",
                             help="score the training part too (always done without held-out images)")
     openmax = parser.add_argument_group("OpenMax (Bendale and Boult 2016)")
@@ -69,10 +73,15 @@ def main(argv=None) -> None:
     settings = clamp_alpha(openmax_settings(args), len(header["class_names"])) if wants_openmax(args) else None
     grid = parse_sweep(args.sweep, settings) if args.sweep else None
     openmax = stored_openmax(tensors, header, settings) if settings else None
+    if args.images and settings and (run_dir / "openmax.safetensors").exists():
+        openmax = stored_openmax(*load_weights(run_dir / "openmax.safetensors", paper=PAPER), settings)
     devices = Devices(args)
+    if args.images:
+        judge_images(args, build(tensors, header, devices), header, openmax, run_dir, devices)
+        return
     begun = time.monotonic()
     fits = grid is not None or (settings is not None and openmax is None)
-    arrays, data = score(args, tensors, header, devices, fits)
+    arrays, data = score(args, build(tensors, header, devices), header, devices, fits)
     if settings is not None and openmax is None:
         openmax = fit_openmax(arrays, settings)
     seconds = time.monotonic() - begun
@@ -103,11 +112,37 @@ def output_directory(args, files) -> Path:
     return args.run_dir or ROOT / "runs" / PAPER / (args.save or f"test-{files[0].stem}")
 
 
-def score(args, tensors, header, devices, with_train):
+def build(tensors, header, devices):
+    """The trained network of a checkpoint, ready to evaluate."""
+    from baseline_openmax.model import Classifier
+    from common.errors import UserError
+
+    model = Classifier(**header["model"])
+    try:
+        model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("statistics.")})
+    except RuntimeError as error:
+        raise UserError(f"weights do not fit the network of their header: {error}") from None
+    return devices.setup(model).eval()
+
+
+def forward(model, header, devices, features: bool = False):
+    """Function from images to what is kept of them: logits, and pooled features when asked."""
+    from baseline_openmax.model import mirrored
+
+    def apply(images):
+        with devices.autocast():
+            found = {"logits": mirrored(model, images) if header["mirror_test"] else model(images)}
+            if features:
+                found["features"] = model.features(images)
+        return found
+
+    return apply
+
+
+def score(args, model, header, devices, with_train):
     """Logits of all parts; returns the arrays of `scores.npz` without a score, and the data."""
     import numpy as np
 
-    from baseline_openmax.model import Classifier, mirrored
     from common.datasets import prepare
     from common.errors import UserError
     from common.inference import evaluation_parts, outputs
@@ -119,23 +154,32 @@ def score(args, tensors, header, devices, with_train):
                    released_noise=args.released_noise, odin_crop=args.odin_crop)  # fmt: skip
     if list(data.class_names) != header["class_names"]:
         raise UserError(f"the checkpoint knows {header['class_names']}, the data gives {list(data.class_names)}")
-    model = Classifier(**header["model"])
-    try:
-        model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("statistics.")})
-    except RuntimeError as error:
-        raise UserError(f"weights do not fit the network of their header: {error}") from None
-    model = devices.setup(model).eval()
-
-    def logits(images):
-        with devices.autocast():
-            return {"logits": mirrored(model, images) if header["mirror_test"] else model(images)}
-
     without_validation = data.validation is None or not len(data.validation)
     parts = evaluation_parts(data, with_train or args.train_scores or without_validation)
-    arrays = outputs(logits, parts, devices.device, args.batch_size)
+    arrays = outputs(forward(model, header, devices, args.save_features), parts, devices.device, args.batch_size)
     arrays["prediction"] = arrays["logits"].argmax(1)
     arrays["class_names"] = np.array(data.class_names)
     return arrays, data
+
+
+def judge_images(args, model, header, openmax, run_dir, devices) -> None:
+    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
+    from baseline_openmax.heads import scored
+    from common.errors import UserError
+    from common.inference import apply_batched
+    from common.own_images import read_images, verdict_lines
+
+    name, evaluated = args.score[0], run_dir / "metrics.json"
+    stored = json.loads(evaluated.read_text()).get("thresholds", {}) if evaluated.exists() else header.get("thresholds", {})
+    found = stored.get(name, {})
+    threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
+    if threshold is None or (name == "openmax" and openmax is None):
+        raise UserError(f"no {name} threshold is known for this network: evaluate it once without --images, with --score {name}")
+    names, pixels = read_images(args.images, tuple(header["model"]["shape"]))
+    arrays = apply_batched(forward(model, header, devices), pixels, devices.device, args.batch_size)
+    unknown_score = scored(name, arrays, openmax)["unknown_score"]
+    prediction = arrays["logits"].argmax(1)
+    print("\n".join(verdict_lines(names, prediction, unknown_score, threshold, header["class_names"], name)))
 
 
 def report(args, run_dir, header, arrays, openmax, data, files, seconds, argv) -> None:
@@ -143,22 +187,27 @@ def report(args, run_dir, header, arrays, openmax, data, files, seconds, argv) -
     from baseline_openmax.heads import scored
     from common import results
     from common.files import write_json
-    from common.metrics import evaluate_file
+    from common.metrics import evaluate_file, thresholds
     from common.run import command_line
 
-    all_metrics = {}
+    all_metrics, thresholds_of = {}, {}
     print(f"{'score':8} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
     for number, name in enumerate(args.score):
         path = run_dir / ("scores.npz" if number == 0 else f"scores_{name}.npz")
         result = scored(name, arrays, openmax)
         results.write_scores(path, result)
         all_metrics[name] = evaluate_file(path)
+        thresholds_of[name] = thresholds(result["target"], result["unknown_score"], result["split"])
         for unknown, values in results.by_source(all_metrics[name]).items():
             print(f"{name:8} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
                   f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
         if args.record:
             write_record(args, run_dir, header, name, all_metrics[name], result, data, files, seconds, argv)
-    write_json(run_dir / "metrics.json", {"scores": all_metrics, "command": command_line(argv)})
+    write_json(run_dir / "metrics.json", {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(argv)})
+    if not args.no_report and not args.dry_run and (run_dir / "meta.json").exists():
+        from common.report import write_report
+
+        write_report(run_dir)
 
 
 def write_record(args, run_dir, header, name, metrics, result, data, files, seconds, argv) -> None:

@@ -125,7 +125,7 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
     """Store a run's weights in half precision under `name`, in shards below 25 MB, and enter them in the manifest.
 
     Statistics (tensors under `statistics.`) and BatchNorm buffers keep their precision: scores depend on them exactly.
-    A fitted OpenMax beside the weights (`openmax.safetensors`) is stored with them.
+    A fitted OpenMax beside the weights (`openmax.safetensors`) and the thresholds of `metrics.json` are stored with them.
     """
     import torch
 
@@ -134,6 +134,9 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
     if fitted.exists():
         statistics, its_header = _read_file(fitted)
         tensors, header = tensors | statistics, header | its_header
+    evaluated = Path(run_dir) / "metrics.json"
+    if evaluated.exists():
+        header["thresholds"] = json.loads(evaluated.read_text()).get("thresholds", {})
     stored = {}
     for key, tensor in tensors.items():
         exact = key.startswith("statistics.") or "running_" in key or not tensor.is_floating_point()

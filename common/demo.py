@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from common.arguments import ROOT, ScriptParser, run_script
+from common.report import write_comparison
 from common.results import SHOWN, number
 
 # Folder, and the scores its test.py reports; a run is trained once and scored in every way.
@@ -25,7 +26,7 @@ def run_method(folder: str, scores: list[str], directory: Path) -> tuple[dict, f
     begun = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):
         import_module(f"{folder}.main").main(["--run_dir", str(directory), "--overwrite"])
-        import_module(f"{folder}.test").main(["--run_dir", str(directory), "--score", *scores])
+        import_module(f"{folder}.test").main(["--run_dir", str(directory), "--score", *scores, "--no_report"])
     metrics = json.loads((directory / "metrics.json").read_text())["scores"]
     return metrics, time.monotonic() - begun
 
@@ -47,6 +48,9 @@ def main(argv=None) -> None:
             cells = [number(metrics[name]["all"][key]) for key in SHOWN]
             cells.append(f"{seconds:.1f}" if position == 0 else '"')
             print(f"{folder + ' ' + name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+    page = args.runs / "report.html"
+    write_comparison([args.runs / folder for folder in METHODS], page)
+    print(f"report: {page}")
     print(f"runs: {args.runs}   scores.npz, metrics.json, weights.safetensors of each")
 
 

@@ -64,7 +64,7 @@ def get_args_parser() -> ScriptParser:
                        help="normalise the input of the width-changing blocks too; the release does not")
     model.add_argument("--projection_dim", type=int, default=-1, help="channels of a 1x1 projection after the backbone; -1: none")
     model.add_argument("--ae_latent", type=int, default=64, help="width of the code (k); 0: one prototype point per class")
-    model.add_argument("--ae_hidden", type=positive_int, nargs="*", default=[], help="widths of hidden layers of the auto-encoders")
+    model.add_argument("--ae_hidden", type=positive_int, nargs="*", default=[], help="widths of the auto-encoders' hidden layers")
     model.add_argument("--gamma", type=float, help="factor on the errors; else .1, linear: 1")
     model.add_argument("--error_measure", choices=("L1", "L2"), default="L1", help="norm of the error; L2: squared")
     model.add_argument("--arch_type", choices=("softmax_avg", "avg_softmax"),
@@ -82,7 +82,7 @@ def get_args_parser() -> ScriptParser:
 
 def add_optimisation_arguments(parser: ScriptParser) -> None:
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--max_epochs", type=positive_int, default=40, help="passes over the training part")
+    optimisation.add_argument("--max_epochs", type=positive_int, default=20, help="passes over the training part")
     optimisation.add_argument("--batch_size", type=positive_int, default=128, help="images a step, all processes together")
     optimisation.add_argument("--optimizer", choices=("sgd", "speed"), default="sgd",
                               help="speed: the parameter groups of common/recipes.py, the heads in their own")

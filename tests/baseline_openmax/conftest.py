@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     done = run_script("main.py", "--run_dir", directory)
     assert done.returncode == 0, done.stderr
     done = run_script("test.py", "--run_dir", directory, "--score", "mls", "msp", "energy", "entropy", "margin", "openmax",
-                      "--unknown", "rest", "noise", "--train_scores")  # fmt: skip
+                      "--unknown", "rest", "noise", "--train_scores", "--no_report")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return directory
 

@@ -38,7 +38,7 @@ def test_same_seed_same_scores_and_other_seed_others(run, trained, tmp_path):
     scores = []
     for name, seed in (("a", 0), ("b", 1)):
         assert run("main.py", "--run_dir", tmp_path / name, "--seed", seed).returncode == 0
-        assert run("test.py", "--run_dir", tmp_path / name, "--score", "mls").returncode == 0
+        assert run("test.py", "--run_dir", tmp_path / name, "--score", "mls", "--no_report").returncode == 0
         with np.load(tmp_path / name / "scores.npz") as stored:
             scores.append(stored["unknown_score"][stored["split"] == 0])
     with np.load(trained / "scores.npz") as stored:
@@ -49,7 +49,7 @@ def test_same_seed_same_scores_and_other_seed_others(run, trained, tmp_path):
 
 def test_without_held_out_images_the_training_part_is_scored(run, tmp_path):
     assert run("main.py", "--run_dir", tmp_path / "r", "--validation_share", 0, "--max_epochs", 2).returncode == 0
-    done = run("test.py", "--run_dir", tmp_path / "r")
+    done = run("test.py", "--run_dir", tmp_path / "r", "--no_report")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())["scores"]["mls"]["all"]
     assert metrics["macro_f1_validation"] is None
@@ -133,7 +133,7 @@ def test_records_hold_what_the_commands_wrote(run, own_run, tmp_path, monkeypatc
     from common import results
 
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
-    script.main(["--run_dir", str(own_run), "--score", "energy", "--record", "check"])
+    script.main(["--run_dir", str(own_run), "--score", "energy", "--record", "check", "--no_report"])
     (path,) = (tmp_path / "records" / "baseline_openmax").glob("*.json")
     assert path.name == "check-digits-energy-first_6-s0.json"
     record = json.loads(path.read_text())
@@ -142,5 +142,48 @@ def test_records_hold_what_the_commands_wrote(run, own_run, tmp_path, monkeypatc
     assert record["metrics"]["digits-unknown"]["auroc"] > 0.9
     assert record["data_checksums"] and record["checkpoint_sha256"] and record["wall_seconds"]["train"] > 0
     assert "logits" not in results.read_scores(path.with_suffix(".npz"))
-    script.main(["--run_dir", str(own_run), "--score", "mls", "--record", "check"])
+    script.main(["--run_dir", str(own_run), "--score", "mls", "--record", "check", "--no_report"])
     assert "logits" in results.read_scores(path.with_name("check-digits-mls-first_6-s0.npz"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A zero and a nine of the digits set as enlarged PNG files."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in (0, 9):
+        image = digits.images[list(digits.target).index(number)]
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((100, 80)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("score", ["mls", "openmax"])
+def test_own_pictures_are_judged_at_the_validation_threshold(run, trained, pictures, score):
+    done = run("test.py", "--run_dir", trained, "--score", score, "--images", pictures)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if ".png" in line]
+    assert len(lines) == 2
+    threshold = json.loads((trained / "metrics.json").read_text())["thresholds"][score]["validation"]
+    assert all(f"{threshold:.4f}" in line for line in lines)
+    if score == "mls":  # OpenMax, fitted on so few images, accepts this nine
+        assert lines[0].split()[1] == "0" and "unknown (" in lines[1]
+
+
+def test_own_pictures_need_a_threshold(run, own_run, pictures):
+    (own_run / "metrics.json").unlink()
+    done = run("test.py", "--run_dir", own_run, "--images", pictures)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "evaluate it once without --images" in done.stderr
+
+
+def test_the_report_and_features_are_written(run, own_run):
+    done = run("test.py", "--run_dir", own_run, "--score", "mls", "--save_features")
+    assert done.returncode == 0, done.stderr
+    with np.load(own_run / "scores.npz") as scores:
+        assert scores["features"].shape == (len(scores["target"]), 64)
+    page = (own_run / "report.html").read_text()
+    assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
