@@ -6,14 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from common import results
 from common.arguments import ROOT, ScriptParser, positive_int
-from common.checkpoints import find, load_weights
 from common.errors import UserError
-from common.files import sha256, write_json
-from common.run import command_line, find_run
 
 
 def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], default: Sequence[str]):
@@ -48,6 +42,9 @@ class Trained:
     """
 
     def __init__(self, args, paper: str):
+        from common.checkpoints import find, load_weights
+        from common.run import find_run
+
         if args.checkpoint_path:
             source = args.checkpoint_path
         elif args.save or args.run_dir:
@@ -97,7 +94,7 @@ def parts_to_score(args, data, with_train: bool = False):
 
 
 def report(
-    args, trained: Trained, data, scored: Callable[[str], Mapping[str, np.ndarray]], seconds: float, argv,
+    args, trained: Trained, data, scored: Callable[[str], Mapping], seconds: float, argv,
     method: Callable[[str], str] = str,
 ) -> None:  # fmt: skip
     """Write `scores*.npz`, `metrics.json` and, when asked, records; print a table.
@@ -111,7 +108,10 @@ def report(
     method : callable
         Name of a score to the method's name in records.
     """
+    from common import results
+    from common.files import write_json
     from common.metrics import evaluate_file
+    from common.run import command_line
 
     trained.directory.mkdir(parents=True, exist_ok=True)
     all_metrics = {}
@@ -132,6 +132,10 @@ def report(
 
 def write_record(args, trained: Trained, data, method: str, metrics, result, seconds: float, argv) -> None:
     """Write the record of one score of a trained run, with its compact scores beside it."""
+    from common import results
+    from common.files import sha256
+    from common.run import command_line
+
     meta = json.loads((trained.directory / "meta.json").read_text())
     config = trained.header["data"]
     path = results.record_path(

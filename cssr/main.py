@@ -26,10 +26,10 @@ PRESETS = {
     "mnist": {"known_dataset": "mnist", "split": "cssr-a", "max_epochs": 5, "rate": 0.1},
     # CIFAR-10 on two CPU cores: the paper's head and loss on the net and recipe of baseline_openmax's laptop preset.
     "laptop": {
-        "known_dataset": "cifar10", "split": "cssr-a", "backbone": "speednet", "max_epochs": 8, "batch_size": 1024,
+        "known_dataset": "cifar10", "split": "cssr-a", "backbone": "speednet", "max_epochs": 8, "batch_size": 512,
         "optimizer": "speed", "rate": 11.5, "momentum": 0.85, "weight_decay": 0.0153, "schedule": "triangular",
         "augment": "alternating-flip+shift2", "average_weights": True, "mirror_test": True, "drop_last": True,
-        "whitening_bias_epochs": 3, "normalisation": "data", "precision": "auto",
+        "whitening_bias_epochs": 3, "low_resolution_epochs": 4, "normalisation": "data", "precision": "auto",
     },
     # CIFAR-10 as released (configs/*/cifar10.json), and with the momentum and milestones that the paper names.
     "released": PAPER_CIFAR | {"milestones": [120, 190]},
@@ -106,16 +106,18 @@ def parse_arguments(argv=None):
     """Flags, with those of `--config` as defaults and the data of `--ds`."""
     import argparse
 
-    from cssr.recipe import data_of_experiment, flags_of_config
-
     parser = get_args_parser()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     config = first.parse_known_args(argv)[0].config
     if config:
+        from cssr.recipe import flags_of_config
+
         parser.set_defaults(**flags_of_config(config))
     args = parse(parser, argv, PRESETS)
     if args.ds:
+        from cssr.recipe import data_of_experiment
+
         args.known_dataset, args.split = data_of_experiment(args.ds)
     if args.low_resolution_epochs and args.augment in ("simple", "strong"):
         parser.error(f"--low_resolution_epochs goes with the plain augmentations, not with --augment {args.augment}")

@@ -165,9 +165,9 @@ def data_of_experiment(path: str) -> tuple[str, str]:
         raise UserError(f"{path}: known classes must become 0, 1, ... in ascending order, got {labels}")
     from common.datasets import find_split, split_names
 
-    for name in split_names(dataset):
+    named = [name for name in split_names(dataset) if name.startswith("cssr-")]
+    for name in (*named, f"first-{len(known)}", known):
         split = find_split(dataset, name)
-        if name.startswith("cssr-") and list(split.known) == known:
-            return split.dataset, name
-    split = find_split(dataset, known)
+        if list(split.known) == known:
+            break
     return split.dataset, split.name
