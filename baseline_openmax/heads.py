@@ -15,11 +15,15 @@ from common.scores import SCORES
 PREFIX = "statistics.openmax."
 
 
-def openmax_settings(args) -> dict:
-    """Constructor arguments of `OpenMax` from the command line."""
-    return {
-        "tail_size": args.tail_size,
-        "alpha": args.alpha,
+def openmax_settings(args, classes: int) -> dict[str, dict]:
+    """Constructor arguments of `OpenMax` for every `--tail_size`, by score name: `openmax`, or `openmax-tail20` of several.
+
+    Alpha is reduced to the number of classes, which is said in one line when it changes something.
+    """
+    if args.alpha > classes:
+        print(f"note: --alpha {args.alpha} exceeds the {classes} classes; {classes} is used")
+    settings = {
+        "alpha": min(args.alpha, classes),
         "distance": args.distance,
         "alpha_rule": args.alpha_rule,
         "translation": args.translation,
@@ -27,13 +31,8 @@ def openmax_settings(args) -> dict:
         "clip": args.clip,
         "backend": args.weibull,
     }
-
-
-def clamp_alpha(settings: dict, classes: int) -> dict:
-    """Settings with alpha reduced to the number of classes, said in one line when that changes it."""
-    if settings["alpha"] > classes:
-        print(f"note: --alpha {settings['alpha']} exceeds the {classes} classes; {classes} is used")
-    return settings | {"alpha": min(settings["alpha"], classes)}
+    several = len(args.tail_size) > 1
+    return {f"openmax-tail{tail}" if several else "openmax": {"tail_size": tail, **settings} for tail in args.tail_size}
 
 
 def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict) -> OpenMax:
@@ -64,9 +63,14 @@ def save_openmax(path: Path, model: OpenMax, paper: str) -> None:
     save_weights(path, tensors, {"paper": paper, "openmax": model.settings})
 
 
+def score_names(asked, settings) -> list[str]:
+    """Names of the scores to report: `openmax` stands for all its settings."""
+    return [name for word in asked for name in (settings if word == "openmax" else [word])]
+
+
 def scored(name: str, arrays: Mapping[str, np.ndarray], openmax: OpenMax | None) -> dict[str, np.ndarray]:
     """Arrays of `scores.npz` for the score called `name`; OpenMax adds its K + 1 probabilities, unknown last."""
-    if name != "openmax":
+    if not name.startswith("openmax"):
         return {**arrays, "unknown_score": SCORES[name](arrays["logits"])}
     probabilities = openmax.probabilities(arrays["logits"])
     return {**arrays, "unknown_score": probabilities[:, -1], "probabilities": probabilities}

@@ -35,7 +35,8 @@ def get_args_parser() -> ScriptParser:
     evaluation.add_argument("--train_scores", action="store_true",
                             help="score the training part too (always done without held-out images)")
     openmax = parser.add_argument_group("OpenMax (Bendale and Boult 2016)")
-    openmax.add_argument("--tail_size", type=positive_int, default=20, help="largest distances per class in the fit (eta)")
+    openmax.add_argument("--tail_size", type=positive_int, nargs="+", default=[20],
+                         help="largest distances per class in the fit (eta); several give a score each")
     openmax.add_argument("--alpha", type=positive_int, default=10, help="number of top classes that are revised")
     openmax.add_argument("--distance", choices=("eucos", "euclidean", "cosine"), default="eucos",
                          help="distance to the mean; eucos = Euclidean/200 + cosine")
@@ -54,7 +55,7 @@ def get_args_parser() -> ScriptParser:
 
 def main(argv=None) -> None:
     args = parse(get_args_parser(), argv)
-    from baseline_openmax.heads import clamp_alpha, fit_openmax, openmax_settings, save_openmax, stored_openmax
+    from baseline_openmax.heads import fit_openmax, openmax_settings, save_openmax, stored_openmax
     from baseline_openmax.sweep import parse_sweep, sweep, write_sweep
     from common.checkpoints import find, load_weights
     from common.devices import Devices
@@ -70,33 +71,29 @@ def main(argv=None) -> None:
     tensors, header = load_weights(source, paper=PAPER)
     files = find(source)
     run_dir = output_directory(args, files)
-    settings = clamp_alpha(openmax_settings(args), len(header["class_names"])) if wants_openmax(args) else None
-    grid = parse_sweep(args.sweep, settings) if args.sweep else None
-    openmax = stored_openmax(tensors, header, settings) if settings else None
-    if args.images and settings and (run_dir / "openmax.safetensors").exists():
-        openmax = stored_openmax(*load_weights(run_dir / "openmax.safetensors", paper=PAPER), settings)
+    settings = openmax_settings(args, len(header["class_names"])) if "openmax" in args.score or args.sweep else {}
+    first = next(iter(settings.values()), {})
+    grid = parse_sweep(args.sweep, first) if args.sweep else None
+    openmax = {name: stored_openmax(tensors, header, values) for name, values in settings.items()}
+    if args.images and (run_dir / "openmax.safetensors").exists():
+        stored = load_weights(run_dir / "openmax.safetensors", paper=PAPER)
+        openmax = {name: stored_openmax(*stored, values) for name, values in settings.items()}
     devices = Devices(args)
     if args.images:
         judge_images(args, build(tensors, header, devices), header, openmax, run_dir, devices)
         return
     begun = time.monotonic()
-    fits = grid is not None or (settings is not None and openmax is None)
+    fits = grid is not None or None in openmax.values()
     arrays, data = score(args, build(tensors, header, devices), header, devices, fits)
-    if settings is not None and openmax is None:
-        openmax = fit_openmax(arrays, settings)
+    openmax = {name: model or fit_openmax(arrays, settings[name]) for name, model in openmax.items()}
     seconds = time.monotonic() - begun
     run_dir.mkdir(parents=True, exist_ok=True)
     if fits:
-        save_openmax(run_dir / "openmax.safetensors", openmax, PAPER)
+        save_openmax(run_dir / "openmax.safetensors", next(iter(openmax.values())), PAPER)
     report(args, run_dir, header, arrays, openmax, data, files, seconds, argv)
     if grid is not None:
-        write_sweep(sweep(arrays, settings, grid), run_dir)
+        write_sweep(sweep(arrays, first, grid), run_dir)
     print(f"written: {run_dir}")
-
-
-def wants_openmax(args) -> bool:
-    """Whether OpenMax has to be fitted or loaded."""
-    return "openmax" in args.score or bool(args.sweep)
 
 
 def output_directory(args, files) -> Path:
@@ -164,42 +161,42 @@ def score(args, model, header, devices, with_train):
 
 def judge_images(args, model, header, openmax, run_dir, devices) -> None:
     """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
-    from baseline_openmax.heads import scored
+    from baseline_openmax.heads import score_names, scored
     from common.errors import UserError
     from common.inference import apply_batched
     from common.own_images import read_images, verdict_lines
 
-    name, evaluated = args.score[0], run_dir / "metrics.json"
+    name, evaluated = score_names(args.score, openmax)[0], run_dir / "metrics.json"
     stored = json.loads(evaluated.read_text()).get("thresholds", {}) if evaluated.exists() else header.get("thresholds", {})
     found = stored.get(name, {})
     threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
-    if threshold is None or (name == "openmax" and openmax is None):
+    if threshold is None or (name in openmax and openmax[name] is None):
         raise UserError(f"no {name} threshold is known for this network: evaluate it once without --images, with --score {name}")
     names, pixels = read_images(args.images, tuple(header["model"]["shape"]))
     arrays = apply_batched(forward(model, header, devices), pixels, devices.device, args.batch_size)
-    unknown_score = scored(name, arrays, openmax)["unknown_score"]
+    unknown_score = scored(name, arrays, openmax.get(name))["unknown_score"]
     prediction = arrays["logits"].argmax(1)
     print("\n".join(verdict_lines(names, prediction, unknown_score, threshold, header["class_names"], name)))
 
 
 def report(args, run_dir, header, arrays, openmax, data, files, seconds, argv) -> None:
     """Write `scores*.npz`, `metrics.json` and, when asked, records; print a table."""
-    from baseline_openmax.heads import scored
+    from baseline_openmax.heads import score_names, scored
     from common import results
     from common.files import write_json
     from common.metrics import evaluate_file, thresholds
     from common.run import command_line
 
     all_metrics, thresholds_of = {}, {}
-    print(f"{'score':8} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
-    for number, name in enumerate(args.score):
+    print(f"{'score':16} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
+    for number, name in enumerate(score_names(args.score, openmax)):
         path = run_dir / ("scores.npz" if number == 0 else f"scores_{name}.npz")
-        result = scored(name, arrays, openmax)
+        result = scored(name, arrays, openmax.get(name))
         results.write_scores(path, result)
         all_metrics[name] = evaluate_file(path)
         thresholds_of[name] = thresholds(result["target"], result["unknown_score"], result["split"])
         for unknown, values in results.by_source(all_metrics[name]).items():
-            print(f"{name:8} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
+            print(f"{name:16} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
                   f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
         if args.record:
             write_record(args, run_dir, header, name, all_metrics[name], result, data, files, seconds, argv)
@@ -218,7 +215,7 @@ def write_record(args, run_dir, header, name, metrics, result, data, files, seco
 
     meta = json.loads((run_dir / "meta.json").read_text())
     config = header["data"]
-    method = f"openmax-tail{args.tail_size}" if name == "openmax" else name
+    method = f"openmax-tail{args.tail_size[0]}" if name == "openmax" else name
     path = results.record_path(PAPER, args.record, config["known_dataset"], method, config["split"], config["seed"])
     record = results.record_of(
         meta,

@@ -163,7 +163,7 @@ def test_help_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys; from cssr import main, test; main.parse_arguments([]); test.get_args_parser(); print('torch' in sys.modules)"
+    code = "import sys; from cssr import main, test; main.parse_arguments([]); test.get_args_parser(); print('torch' in sys.modules)"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=FOLDER.parent)
     assert done.stdout.strip() == "False", done.stderr
     assert isinstance(get_args_parser(), argparse.ArgumentParser)
