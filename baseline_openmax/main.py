@@ -80,32 +80,6 @@ def get_args_parser() -> ScriptParser:
     return parser
 
 
-def augmentation(name: str, seed: int, low_resolution_epochs: int = 0):
-    """The augmentation called `name`, at three quarters of the image size in the first epochs; None for none."""
-    from common.datasets.augment import AlternatingFlip, Compose, LowResolution, RandomFlip, RandomShift
-
-    policies = {
-        "none": None,
-        "shift1": RandomShift(1, "zero"),
-        "flip+shift4": Compose(RandomFlip(0.5), RandomShift(4, "reflect")),
-        "alternating-flip+shift2": Compose(AlternatingFlip(seed), RandomShift(2, "reflect")),
-    }
-    chosen = policies[name]
-    if low_resolution_epochs:
-        small = LowResolution(low_resolution_epochs)
-        return Compose(chosen, small) if chosen else small
-    return chosen
-
-
-def load_data(args, unknown=()):
-    """The open-set data of a run's flags (`known_dataset split validation_share subset seed`)."""
-    from common.datasets import prepare
-
-    subset = 64 if args.dry_run else args.subset
-    return prepare(args.known_dataset, args.split, unknown, root=args.data_dir,
-                   validation_share=args.validation_share, seed=args.seed, subset=subset)  # fmt: skip
-
-
 def build_model(args, data):
     """The classifier for a data set; the backbone follows the image size when none is named."""
     from baseline_openmax.model import BACKBONE_FOR_SIZE, Classifier
@@ -122,28 +96,15 @@ def build_model(args, data):
     return Classifier(**model_config), model_config
 
 
-def closed_accuracy(model, images, devices, args) -> float:
-    """Share of held-out known images classified correctly; NaN when there are none."""
-    from common.inference import apply_batched
-
-    if images is None or not len(images):
-        return float("nan")
-    model.eval()
-    with devices.autocast():
-        predictions = apply_batched(lambda x: {"class": model(x).argmax(1)}, images.pixels, devices.device)["class"]
-    model.train()
-    return float((predictions == images.labels).mean())
-
-
 def main(argv=None) -> None:
     args = parse(get_args_parser(), argv, PRESETS)
     import torch
     from torch.nn import functional
 
-    from common.datasets.batches import Batches
     from common.devices import Devices
     from common.recipes import Schedule, WeightAveraging, build_optimizer
     from common.run import Run
+    from common.training import augmentation, closed_accuracy, load_data, training_batches
 
     data = load_data(args)
     devices = Devices(args)
@@ -153,16 +114,8 @@ def main(argv=None) -> None:
     if stem is not None:
         model.backbone.whiten(model.normalise(torch.from_numpy(data.train.pixels[:5000])))
 
-    batches = Batches(
-        torch.from_numpy(data.train.pixels).to(devices.device),
-        torch.from_numpy(data.train.labels).to(devices.device),
-        args.batch_size,
-        seed=args.seed,
-        augment=augmentation(args.augment, args.seed, args.low_resolution_epochs),
-        drop_last=args.drop_last,
-        rank=devices.rank,
-        world_size=devices.world_size,
-    )
+    augment = augmentation(args.augment, args.seed, args.low_resolution_epochs)
+    batches = training_batches(data, args, devices, augment)
     total = args.max_epochs * len(batches)
     optimizer = build_optimizer(
         model,
@@ -197,7 +150,7 @@ def main(argv=None) -> None:
                 averaging.update(step + 1)
         if averaging is not None and epoch + 1 == run.max_epochs:
             averaging.finish()
-        run.end_epoch(validation_accuracy=closed_accuracy(model, data.validation, devices, args))
+        run.end_epoch(validation_accuracy=closed_accuracy(model, model, data.validation, devices))
 
     header = {"model": model_config, "class_names": list(data.class_names), "mirror_test": args.mirror_test,
               "data": {"known_dataset": args.known_dataset, "split": args.split, "seed": args.seed,

@@ -15,17 +15,21 @@ from common.arguments import ROOT, ScriptParser, run_script
 from common.report import write_comparison
 from common.results import SHOWN, number
 
-# Folder, and the scores its test.py reports; a run is trained once and scored in every way.
-METHODS = {"baseline_openmax": ["mls", "msp", "energy", "entropy", "margin", "openmax"]}
+# Run name, folder, flags of main.py, and the scores test.py reports: a run is trained once and scored in every way.
+METHODS = (
+    ("baseline_openmax", "baseline_openmax", [], ["mls", "msp", "energy", "entropy", "margin", "openmax"]),
+    ("pcssr", "cssr", ["--model", "pcssr"], ["fused", "msp"]),
+    ("rcssr", "cssr", ["--model", "rcssr"], ["fused", "msp"]),
+)
 
 
-def run_method(folder: str, scores: list[str], directory: Path) -> tuple[dict, float]:
-    """Train and evaluate one folder's method; returns `metrics.json`'s scores and the seconds it took."""
+def run_method(folder: str, flags: list[str], scores: list[str], directory: Path) -> tuple[dict, float]:
+    """Train and evaluate one method; returns `metrics.json`'s scores and the seconds it took."""
     from importlib import import_module
 
     begun = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):
-        import_module(f"{folder}.main").main(["--run_dir", str(directory), "--overwrite"])
+        import_module(f"{folder}.main").main(["--run_dir", str(directory), "--overwrite", *flags])
         import_module(f"{folder}.test").main(["--run_dir", str(directory), "--score", *scores, "--no_report"])
     metrics = json.loads((directory / "metrics.json").read_text())["scores"]
     return metrics, time.monotonic() - begun
@@ -42,14 +46,14 @@ def main(argv=None) -> None:
     print("digits (1,797 scans, 8x8): known 0-5, unknown 6-9, seed 0", flush=True)
     columns = [*SHOWN.values(), "seconds"]
     print(f"{'method':28}" + "".join(f"{column:>13}" for column in columns), flush=True)
-    for folder, scores in METHODS.items():
-        metrics, seconds = run_method(folder, scores, args.runs / folder)
+    for run, folder, flags, scores in METHODS:
+        metrics, seconds = run_method(folder, flags, scores, args.runs / run)
         for position, name in enumerate(scores):
             cells = [number(metrics[name]["all"][key]) for key in SHOWN]
             cells.append(f"{seconds:.1f}" if position == 0 else '"')
-            print(f"{folder + ' ' + name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+            print(f"{run + ' ' + name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
     page = args.runs / "report.html"
-    write_comparison([args.runs / folder for folder in METHODS], page)
+    write_comparison([args.runs / run for run, *_ in METHODS], page)
     print(f"report: {page}")
     print(f"runs: {args.runs}   scores.npz, metrics.json, weights.safetensors of each")
 

@@ -24,6 +24,7 @@ def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], defaul
                        help="36x36 ODIN crops: cut to the centre, resized, or as they are")
     group.add_argument("--train_scores", action="store_true",
                        help="score the training part too (always done without held-out images)")
+    group.add_argument("--no_report", action="store_true", help="do not write report.html")
     group.add_argument("--record", metavar="TABLE", help="write records and compact scores under results/records")
     return group
 
@@ -94,13 +95,15 @@ def parts_to_score(args, data, with_train: bool = False):
 
 
 def report(
-    args, trained: Trained, data, scored: Callable[[str], Mapping], seconds: float, argv,
+    args, trained: Trained, data, names: Sequence[str], scored: Callable[[str], Mapping], seconds: float, argv,
     method: Callable[[str], str] = str,
 ) -> None:  # fmt: skip
-    """Write `scores*.npz`, `metrics.json` and, when asked, records; print a table.
+    """Write `scores*.npz`, `metrics.json`, `report.html` and, when asked, records; print a table.
 
     Parameters
     ----------
+    names : sequence of str
+        Scores to report; the first is the run's own.
     scored : callable
         Name of a score to the arrays of its `scores.npz`.
     seconds : float
@@ -110,23 +113,32 @@ def report(
     """
     from common import results
     from common.files import write_json
-    from common.metrics import evaluate_file
+    from common.metrics import evaluate_file, thresholds
     from common.run import command_line
 
     trained.directory.mkdir(parents=True, exist_ok=True)
-    all_metrics = {}
-    print(f"{'score':8} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
-    for number, name in enumerate(args.score):
+    all_metrics, thresholds_of = {}, {}
+    print(f"{'score':16} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
+    for number, name in enumerate(names):
         path = trained.directory / ("scores.npz" if number == 0 else f"scores_{name}.npz")
         result = scored(name)
         results.write_scores(path, result)
         all_metrics[name] = evaluate_file(path)
+        thresholds_of[name] = thresholds(result["target"], result["unknown_score"], result["split"])
         for unknown, values in results.by_source(all_metrics[name]).items():
-            print(f"{name:8} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
+            print(f"{name:16} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
                   f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
         if args.record:
+            # The logits are the same for every score: one committed copy, with the first score, is enough.
+            if number:
+                result = {key: value for key, value in result.items() if key != "logits"}
             write_record(args, trained, data, method(name), all_metrics[name], result, seconds, argv)
-    write_json(trained.directory / "metrics.json", {"scores": all_metrics, "command": command_line(argv)})
+    found = {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(argv)}
+    write_json(trained.directory / "metrics.json", found)
+    if not args.no_report and not args.dry_run and (trained.directory / "meta.json").exists():
+        from common.report import write_report
+
+        write_report(trained.directory)
     print(f"written: {trained.directory}")
 
 

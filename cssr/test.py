@@ -55,7 +55,7 @@ def main(argv=None) -> None:
     def method(name: str) -> str:
         return f"{kind}-{name}"
 
-    report(args, trained, data, lambda name: scored(name, kind, arrays), seconds, argv, method)
+    report(args, trained, data, args.score, lambda name: scored(name, kind, arrays), seconds, argv, method)
 
 
 if __name__ == "__main__":

@@ -133,17 +133,17 @@ def test_records_hold_what_the_commands_wrote(run, own_run, tmp_path, monkeypatc
     from common import results
 
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
-    script.main(["--run_dir", str(own_run), "--score", "energy", "--record", "check", "--no_report"])
-    (path,) = (tmp_path / "records" / "baseline_openmax").glob("*.json")
+    script.main(["--run_dir", str(own_run), "--score", "energy", "mls", "--record", "check", "--no_report"])
+    path, other = sorted((tmp_path / "records" / "baseline_openmax").glob("*.json"))
+    assert other.name == "check-digits-mls-first_6-s0.json"
     assert path.name == "check-digits-energy-first_6-s0.json"
     record = json.loads(path.read_text())
     assert record["commands"][0].startswith("python baseline_openmax/main.py")
     assert "--record check" in record["commands"][1]
     assert record["metrics"]["digits-unknown"]["auroc"] > 0.9
     assert record["data_checksums"] and record["checkpoint_sha256"] and record["wall_seconds"]["train"] > 0
-    assert "logits" not in results.read_scores(path.with_suffix(".npz"))
-    script.main(["--run_dir", str(own_run), "--score", "mls", "--record", "check", "--no_report"])
-    assert "logits" in results.read_scores(path.with_name("check-digits-mls-first_6-s0.npz"))
+    assert "logits" in results.read_scores(path.with_suffix(".npz"))
+    assert "logits" not in results.read_scores(other.with_suffix(".npz"))
 
 
 @pytest.fixture
