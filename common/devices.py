@@ -15,8 +15,8 @@ from common.errors import UserError
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of giving it back after every tensor.
 
-    A training step frees and takes the same large tensors again; each time the kernel would zero the pages anew. Measured
-    on 2 cores: the speed net trains 1.2-1.3 times faster. Does nothing where the C library is not glibc.
+    A training step frees and takes the same large tensors again; each time the kernel would zero the pages anew.
+    `benchmarks/training.py` measures what it saves. Does nothing where the C library is not glibc.
     """
     if sys.platform != "linux":
         return
