@@ -32,7 +32,19 @@ def openmax_settings(args, classes: int) -> dict[str, dict]:
         "backend": args.weibull,
     }
     several = len(args.tail_size) > 1
-    return {f"openmax-tail{tail}" if several else "openmax": {"tail_size": tail, **settings} for tail in args.tail_size}
+    # A dry run scores too few images for the tails; two distances a class show that it runs.
+    tails = {tail: 2 if args.dry_run else tail for tail in args.tail_size}
+    return {f"openmax-tail{t}" if several else "openmax": {"tail_size": tails[t], **settings} for t in args.tail_size}
+
+
+def record_method(name: str, settings: Mapping[str, dict], classes: int) -> str:
+    """Name of a score in records: OpenMax says its tail and every setting that is not the default."""
+    if name not in settings:
+        return name
+    chosen, default = settings[name], OpenMax().settings
+    default["alpha"] = min(default["alpha"], classes)
+    differing = [f"{key}_{value}" for key, value in chosen.items() if key != "tail_size" and value != default[key]]
+    return "-".join([f"openmax-tail{chosen['tail_size']}", *differing])
 
 
 def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict) -> OpenMax:

@@ -80,9 +80,9 @@ def get_args_parser() -> ScriptParser:
     return parser
 
 
-def build_model(args, data):
-    """The classifier for a data set; the backbone follows the image size when none is named."""
-    from baseline_openmax.model import BACKBONE_FOR_SIZE, Classifier
+def model_settings(args, data) -> dict:
+    """Constructor arguments of the classifier for a data set; the backbone follows the image size when none is named."""
+    from baseline_openmax.model import BACKBONE_FOR_SIZE
     from common.errors import UserError
 
     shape = data.train.pixels.shape[1:]
@@ -90,10 +90,9 @@ def build_model(args, data):
     if backbone is None:
         raise UserError(f"no backbone fits images of {shape[1]} pixels by itself: name one with --backbone")
     mean, std = data.train.mean_std()
-    model_config = {"backbone": backbone, "classes": len(data.class_names), "shape": list(map(int, shape)),
-                    "mean": [round(float(v), 6) for v in mean], "std": [round(float(v), 6) for v in std],
-                    "width": args.width, "norm": args.norm, "logit_scale": args.logit_scale}  # fmt: skip
-    return Classifier(**model_config), model_config
+    return {"backbone": backbone, "classes": len(data.class_names), "shape": list(map(int, shape)),
+            "mean": [round(float(v), 6) for v in mean], "std": [round(float(v), 6) for v in std],
+            "width": args.width, "norm": args.norm, "logit_scale": args.logit_scale}  # fmt: skip
 
 
 def main(argv=None) -> None:
@@ -101,6 +100,7 @@ def main(argv=None) -> None:
     import torch
     from torch.nn import functional
 
+    from baseline_openmax.model import Classifier
     from common.devices import Devices
     from common.recipes import Schedule, WeightAveraging, build_optimizer
     from common.run import Run
@@ -108,8 +108,9 @@ def main(argv=None) -> None:
 
     data = load_data(args)
     devices = Devices(args)
+    model_config = model_settings(args, data)
     run = Run.create(PAPER, args, devices, data.train.checksums, argv)
-    model, model_config = build_model(args, data)
+    model = Classifier(**model_config)
     stem = getattr(model.backbone, "whitening", None)
     if stem is not None:
         model.backbone.whiten(model.normalise(torch.from_numpy(data.train.pixels[:5000])))
@@ -153,7 +154,7 @@ def main(argv=None) -> None:
         run.end_epoch(validation_accuracy=closed_accuracy(model, model, data.validation, devices))
 
     header = {"model": model_config, "class_names": list(data.class_names), "mirror_test": args.mirror_test,
-              "data": {"known_dataset": args.known_dataset, "split": args.split, "seed": args.seed,
+              "data": {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
                        "validation_share": args.validation_share, "subset": args.subset}}  # fmt: skip
     run.finish(model.state_dict(), header)
     if devices.rank == 0:

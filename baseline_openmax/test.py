@@ -48,6 +48,7 @@ def main(argv=None) -> None:
     from baseline_openmax.heads import (
         fit_openmax,
         openmax_settings,
+        record_method,
         save_openmax,
         score_names,
         scored,
@@ -82,11 +83,9 @@ def main(argv=None) -> None:
     openmax = {name: fitted or fit_openmax(arrays, settings[name]) for name, fitted in openmax.items()}
     seconds = time.monotonic() - begun
 
-    def method(name: str) -> str:
-        return f"openmax-tail{args.tail_size[0]}" if name == "openmax" else name
-
     names = score_names(args.score, openmax)
-    report(args, trained, data, names, lambda name: scored(name, arrays, openmax.get(name)), seconds, argv, method)
+    report(args, trained, data, names, lambda name: scored(name, arrays, openmax.get(name)), seconds, argv,
+           lambda name: record_method(name, settings, len(header["class_names"])))  # fmt: skip
     if fits:
         save_openmax(run_dir / "openmax.safetensors", next(iter(openmax.values())), PAPER)
     if grid is not None:

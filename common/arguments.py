@@ -112,11 +112,11 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
     """Run a script's `main`: a `UserError` is one line on stderr and exit code 2, a reached time limit 0, Ctrl-C 130."""
     try:
         main(argv)
-    except TimeUp:
-        print("time limit reached, state saved; the same command with --resume continues", flush=True)
+    except TimeUp as reached:
+        print(reached, flush=True)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last saved state", file=sys.stderr)
+        print("interrupted; training goes on from the last saved state with --resume and the run's --run_dir", file=sys.stderr)
         sys.exit(130)

@@ -52,10 +52,12 @@ class Trained:
             source = find_run(paper, args.run_dir or args.save)
         else:
             raise UserError("name a run with --save or --run_dir, or weights with --checkpoint_path")
+        if args.record and (args.dry_run or args.subset):
+            raise UserError("--record wants the whole evaluation: leave out --dry_run and --subset")
         self.paper = paper
         self.tensors, self.header = load_weights(source, paper=paper)
         self.files = find(source)
-        self.directory = self._directory(args)
+        self.directory = self._directory(args) / ("dry_run" if args.dry_run else "")
 
     def _directory(self, args) -> Path:
         in_run = (self.files[0].parent / "meta.json").exists()
@@ -117,6 +119,8 @@ def report(
     from common.run import command_line
 
     trained.directory.mkdir(parents=True, exist_ok=True)
+    for stale in trained.directory.glob("scores_*.npz"):
+        stale.unlink()  # scores of an earlier evaluation may be of other unknown sets
     all_metrics, thresholds_of = {}, {}
     print(f"{'score':16} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
     for number, name in enumerate(names):
@@ -133,7 +137,7 @@ def report(
             if number:
                 result = {key: value for key, value in result.items() if key != "logits"}
             write_record(args, trained, data, method(name), all_metrics[name], result, seconds, argv)
-    found = {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(argv)}
+    found = {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(f"{trained.paper}/test.py", argv)}
     write_json(trained.directory / "metrics.json", found)
     if not args.no_report and not args.dry_run and (trained.directory / "meta.json").exists():
         from common.report import write_report
@@ -162,9 +166,11 @@ def write_record(args, trained: Trained, data, method: str, metrics, result, sec
         method=method,
         backbone=trained.header["model"]["backbone"],
         metrics=metrics,
-        commands=[meta["command"], command_line(argv)],
+        commands=[meta["command"], command_line(f"{trained.paper}/test.py", argv)],
         wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
         checkpoint_sha256=[sha256(file) for file in trained.files],
         unknown_checksums={source: images.checksums for source, images in data.unknown.items()},
     )
+    if path.exists() and set(json.loads(path.read_text())["metrics"]) != set(metrics):
+        raise UserError(f"{path.name} is the record of other unknown sets: delete it, or give --record another name")
     results.write_record(path, record, result)

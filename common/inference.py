@@ -34,11 +34,12 @@ def apply_batched(
 def evaluation_parts(data, with_train: bool) -> list[tuple[str, int, object]]:
     """`(source name, split code, Images)` of all parts to score: known test, each unknown set, validation, train.
 
-    `data` is what `common.datasets.prepare` returns. The sources of `scores.npz` are the names in this order.
+    `data` is what `common.datasets.prepare` returns. The sources of `scores.npz` are the names in this order; a rebuilt set
+    says so in its name.
     """
     known = data.test.name or "known"
     parts = [(known, TEST, data.test)]
-    parts += [(name, TEST, images) for name, images in data.unknown.items()]
+    parts += [(images.name or name, TEST, images) for name, images in data.unknown.items()]
     if data.validation is not None and len(data.validation):
         parts.append((f"{known} validation", VALIDATION, data.validation))
     if with_train:

@@ -22,6 +22,9 @@ from common.files import atomic, plain, write_json
 RECORDS = ROOT / "results" / "records"
 COMPACT_BYTES = 1_000_000
 
+# Splits of one published family are averaged: cssr-a to -e, arpl-0 to -4, ...; first-6 or 0-5 belong to none.
+FAMILY = re.compile(r"^((?:cssr|arpl|cac)\b.*)-\w$")
+
 SHOWN = {
     "closed_accuracy": "closed acc.",
     "auroc": "AUROC",
@@ -51,16 +54,20 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
 
 def write_compact_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the copy that is committed: no features, float32, logits only while the file stays under 1 MB."""
-    small = {"target": np.int16, "prediction": np.int16, "unknown_score": np.float32, "probabilities": np.float32}
+    small = {"target": np.int16, "prediction": np.int16, "unknown_score": np.float32,
+             "probabilities": np.float32, "parts": np.float32}  # fmt: skip
     kept = {k: v.astype(small.get(k, v.dtype)) for k, v in arrays.items() if k not in ("features", "logits")}
     if "logits" in arrays:
         write_scores(path, kept | {"logits": arrays["logits"].astype(np.float32)})
         if path.stat().st_size <= COMPACT_BYTES:
             return
     write_scores(path, kept)
-    if path.stat().st_size > COMPACT_BYTES and "probabilities" in kept:
-        kept.pop("probabilities")
-        write_scores(path, kept)
+    for large in ("probabilities", "parts"):
+        if path.stat().st_size > COMPACT_BYTES and large in kept:
+            del kept[large]
+            write_scores(path, kept)
+    if path.stat().st_size > COMPACT_BYTES:
+        raise UserError(f"{path.name} would be {path.stat().st_size} bytes: evaluate fewer unknown sets in one record")
 
 
 def record_path(paper: str, table: str, data: str, method: str, split: str, seed: int) -> Path:
@@ -114,7 +121,7 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
     groups: dict[tuple, list[dict]] = {}
     for record in records:
         for source, values in by_source(record["metrics"]).items():
-            split = record["split"].rsplit("-", 1)[0] if "-" in record["split"] else record["split"]
+            split = FAMILY.sub(r"\1", record["split"])
             key = (record["table"], record["data"], split, source, record["method"])
             groups.setdefault(key, []).append({"values": values, "record": record})
     lines = [

@@ -37,7 +37,7 @@ from common.files import atomic, plain, write_json
 
 # Flags that may differ between a run and its continuation: they change where and how long it computes, not what.
 FREE_FLAGS = {
-    "resume", "overwrite", "time_limit", "save_every", "device", "gpu", "data_dir", "run_dir", "save", "tensorboard", "dry_run"
+    "resume", "overwrite", "time_limit", "save_every", "device", "gpu", "data_dir", "run_dir", "save", "tensorboard"
 }  # fmt: skip
 
 
@@ -64,14 +64,9 @@ def code_version() -> str:
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def command_line(argv=None) -> str:
-    """The command as it can be typed again from the repository's root."""
-    script = Path(sys.argv[0]).resolve()
-    try:
-        name = str(script.relative_to(ROOT))
-    except ValueError:
-        name = script.name
-    return shlex.join(["python", name, *(sys.argv[1:] if argv is None else argv)])
+def command_line(script: str, argv=None) -> str:
+    """The command as it can be typed again from the repository's root; `argv` defaults to this process's own."""
+    return shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)])
 
 
 def run_directory(paper: str, args) -> Path:
@@ -120,16 +115,21 @@ class Run:
         if devices.rank == 0:
             run._claim(config)
         devices.barrier()
-        if args.resume and (run.directory / "state.pt").exists():
+        if args.resume and (run.directory / "config.json").exists():
             run._read_state(config)
         if devices.rank == 0:
             write_json(run.directory / "config.json", config)
-            run._write_meta(command=command_line(argv), data_checksums=checksums or {})
+            run._write_meta(command=command_line(f"{paper}/main.py", argv), data_checksums=checksums or {})
+            print(f"run: {run.directory}", flush=True)
         return run
 
     def _claim(self, config: dict) -> None:
         exists = self.directory.exists() and any(self.directory.iterdir())
-        if exists and self.args.overwrite:
+        config_file = self.directory / "config.json"
+        if exists and not config_file.exists():
+            raise UserError(f"{self.directory} holds files but no run (no config.json): give another --run_dir or --save")
+        # What a dry run leaves is worth nothing, so the real command needs no flag to replace it.
+        if exists and (self.args.overwrite or json.loads(config_file.read_text()).get("dry_run")):
             shutil.rmtree(self.directory)
         elif exists and not self.args.resume:
             raise UserError(f"run {self.directory} exists: --resume continues it, --overwrite deletes it first,"
@@ -142,6 +142,9 @@ class Run:
         if differing:
             said = ", ".join(f"--{k} {old.get(k)} then, {config[k]} now" for k in differing)
             raise UserError(f"cannot resume {self.directory} with other flags: {said}")
+        if not (self.directory / "state.pt").exists():
+            (self.directory / "log.jsonl").unlink(missing_ok=True)  # nothing was saved yet: the run begins anew
+            return
         self.state = torch.load(self.directory / "state.pt", weights_only=True, map_location="cpu")
         threads = self.state["threads"]
         if self.devices.device.type == "cpu" and threads != torch.get_num_threads():
@@ -186,9 +189,11 @@ class Run:
         # A kill between the log line and the state leaves a line of an epoch that is done again.
         path = self.directory / "log.jsonl"
         if path.exists() and self.devices.rank == 0:
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] < self.epoch]
+            # A whole line ends with a newline; a torn last one is dropped as well.
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            lines = [line for line in whole if json.loads(line)["epoch"] < self.epoch]
             with atomic(path) as partial:
-                partial.write_text("".join(line + "\n" for line in lines))
+                partial.write_text("".join(lines))
 
     def seconds(self) -> float:
         """Seconds of work in this run, all its sessions together."""
@@ -245,7 +250,7 @@ class Run:
         limit = self.args.time_limit
         if limit is not None and self.devices.agree(time.monotonic() - self.started > 60 * limit):
             self.save_state()
-            raise TimeUp
+            raise TimeUp(f"time limit reached, state saved; continue with --resume --run_dir {self.directory}")
         if time.monotonic() - self.last_save >= self.args.save_every:
             self.save_state()
 

@@ -213,7 +213,7 @@ def main(argv=None) -> None:
         run.end_epoch(validation_accuracy=closed_accuracy(model, model, data.validation, devices))
 
     header = {"model": model_config, "class_names": list(data.class_names),
-              "data": {"known_dataset": args.known_dataset, "split": args.split, "seed": args.seed,
+              "data": {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
                        "validation_share": args.validation_share, "subset": args.subset}}  # fmt: skip
     if devices.rank == 0:
         normalising = batches if args.released_statistics else None

@@ -149,7 +149,8 @@ def _unknown_names(dataset: str, split: Split, unknown) -> list[str]:
         name = REST if rest_of or item == REST else resolve_name(item)
         if name == REST and not rest_exists:
             raise UserError(
-                f"split '{split.name}' of {dataset} leaves no class unknown: choose first-K or a published split"
+                f"split '{split.name}' of {dataset} leaves no class unknown: name unknown sets with --unknown, "
+                "or train on first-K or a published split"
             )
         if name == dataset:
             raise UserError(

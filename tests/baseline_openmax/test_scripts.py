@@ -187,3 +187,27 @@ def test_the_report_and_features_are_written(run, own_run):
         assert scores["features"].shape == (len(scores["target"]), 64)
     page = (own_run / "report.html").read_text()
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_dry_runs_and_subsets_leave_the_real_evaluation_alone(run, own_run):
+    before = (own_run / "metrics.json").read_text()
+    done = run("test.py", "--run_dir", own_run, "--score", "mls", "openmax", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert (own_run / "metrics.json").read_text() == before and (own_run / "dry_run" / "metrics.json").exists()
+    for flags in (["--dry_run"], ["--subset", "50"]):
+        done = run("test.py", "--run_dir", own_run, "--record", "check", *flags)
+        assert done.returncode == 2 and "--record wants the whole evaluation" in done.stderr
+
+
+def test_a_new_evaluation_removes_the_scores_of_the_old(run, own_run):
+    assert (own_run / "scores_msp.npz").exists()
+    assert run("test.py", "--run_dir", own_run, "--score", "mls", "--no_report").returncode == 0
+    assert not list(own_run.glob("scores_*.npz"))
+
+
+def test_openmax_records_name_what_is_not_the_default():
+    from baseline_openmax.heads import record_method
+
+    settings = {"openmax": {"tail_size": 50, "alpha": 6, "distance": "cosine", "softmax": "after"}}
+    assert record_method("openmax", settings, 6) == "openmax-tail50-distance_cosine"
+    assert record_method("mls", settings, 6) == "mls"

@@ -108,3 +108,11 @@ def test_committed_records_are_whole_and_backed_by_their_scores():
                     assert values[name] == pytest.approx(stored, abs=1e-5), (record["path"], source, name)
     names = {json.dumps([r["paper"], r["table"], r["data"], r["method"], r["split"], r["seed"]]) for r in records}
     assert len(names) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("split", "family"),
+    [("cssr-a", "cssr"), ("arpl-0", "arpl"), ("cac-plus10-3", "cac-plus10"), ("first-6", "first-6"), ("0-5", "0-5")],
+)
+def test_only_published_splits_are_averaged(split, family):
+    assert results.FAMILY.sub(r"\1", split) == family

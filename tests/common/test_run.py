@@ -66,7 +66,7 @@ def test_kill_in_mid_epoch_and_resume_gives_identical_weights(whole, tmp_path):
 def test_time_limit_saves_leaves_with_zero_and_resumes(whole, tmp_path):
     directory = tmp_path / "limited"
     first = train(directory, *SHORT, "--time_limit", "0")
-    assert "--resume continues" in first.stdout
+    assert "continue with --resume --run_dir" in first.stdout
     assert not (directory / "weights.safetensors").exists()
     for minutes in ("0", "0.004"):
         assert train(directory, *SHORT, "--resume", "--time_limit", minutes).returncode == 0
@@ -151,3 +151,28 @@ def test_help_needs_no_heavy_imports(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--resume" in done.stdout or "--score" in done.stdout
+
+
+def test_overwrite_deletes_nothing_but_runs(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file.txt").write_text("keep")
+    done = train(tmp_path / "precious", "--overwrite", "--max_epochs", "1", check=False)
+    assert done.returncode == 2 and "holds files but no run" in done.stderr
+    assert (tmp_path / "precious" / "file.txt").read_text() == "keep"
+
+
+def test_a_dry_run_is_replaced_and_never_continued(tmp_path):
+    train(tmp_path / "run", "--max_epochs", "1", "--dry_run")
+    train(tmp_path / "run", "--max_epochs", "1")
+    assert not json.loads((tmp_path / "run" / "config.json").read_text())["dry_run"]
+    done = train(tmp_path / "run", "--max_epochs", "1", "--dry_run", "--resume", check=False)
+    assert done.returncode == 2 and "--dry_run" in done.stderr
+
+
+def test_resume_before_the_first_saved_state_begins_anew_with_the_same_flags(tmp_path):
+    directory = tmp_path / "run"
+    train(directory, "--max_epochs", "2")
+    (directory / "state.pt").unlink()
+    assert train(directory, "--max_epochs", "3", "--resume", check=False).returncode == 2
+    train(directory, "--max_epochs", "2", "--resume")
+    assert [json.loads(line)["epoch"] for line in (directory / "log.jsonl").open()] == [0, 1]

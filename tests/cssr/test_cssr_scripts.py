@@ -77,7 +77,7 @@ def test_the_originals_command_trains_and_test_evaluates(tmp_path):
     main.main(flags)
     main.main([*flags, "--test"])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"] == "rcssr"
-    assert set(metrics_of(tmp_path / "run")) == {"fused"}
+    assert set(metrics_of(tmp_path / "run" / "dry_run")) == {"fused"}
 
 
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
@@ -101,7 +101,7 @@ def test_without_gram_there_is_no_s2(tmp_path):
 
     main.main(["--run_dir", str(tmp_path / "run"), "--dry_run", "--without_gram"])
     test.main(["--run_dir", str(tmp_path / "run"), "--dry_run"])
-    assert np.isfinite(read_scores(tmp_path / "run" / "scores.npz")["unknown_score"]).all()
+    assert np.isfinite(read_scores(tmp_path / "run" / "dry_run" / "scores.npz")["unknown_score"]).all()
     with pytest.raises(UserError, match="without_gram"):
         test.main(["--run_dir", str(tmp_path / "run"), "--score", "s2"])
 
