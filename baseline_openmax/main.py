@@ -83,12 +83,10 @@ def get_args_parser() -> ScriptParser:
 def model_settings(args, data) -> dict:
     """Constructor arguments of the classifier for a data set; the backbone follows the image size when none is named."""
     from baseline_openmax.model import BACKBONE_FOR_SIZE
-    from common.errors import UserError
+    from common.training import fitting_backbone
 
     shape = data.train.pixels.shape[1:]
-    backbone = args.backbone or BACKBONE_FOR_SIZE.get(shape[1])
-    if backbone is None:
-        raise UserError(f"no backbone fits images of {shape[1]} pixels by itself: name one with --backbone")
+    backbone = fitting_backbone(args.backbone, shape[1], BACKBONE_FOR_SIZE)
     mean, std = data.train.mean_std()
     return {"backbone": backbone, "classes": len(data.class_names), "shape": list(map(int, shape)),
             "mean": [round(float(v), 6) for v in mean], "std": [round(float(v), 6) for v in std],

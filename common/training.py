@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+
+from common.errors import UserError
 
 AUGMENTATIONS = ("none", "shift1", "flip+shift4", "alternating-flip+shift2")
 
@@ -17,6 +19,14 @@ def load_data(args, unknown=()):
     subset = 64 if args.dry_run else args.subset
     return prepare(args.known_dataset, args.split, unknown, root=args.data_dir,
                    validation_share=args.validation_share, seed=args.seed, subset=subset)  # fmt: skip
+
+
+def fitting_backbone(named: str | None, height: int, for_size: Mapping[int, str]) -> str:
+    """The backbone that was named, else the one that fits the image height in pixels; a `UserError` when none does."""
+    backbone = named or for_size.get(height)
+    if backbone is None:
+        raise UserError(f"no backbone fits images of {height} pixels by itself: name one with --backbone")
+    return backbone
 
 
 def augmentation(name: str, seed: int, low_resolution_epochs: int = 0):

@@ -129,13 +129,12 @@ def parse_arguments(argv=None):
 def model_settings(args, data) -> dict:
     """Constructor arguments of the network for a data set."""
     from common.errors import UserError, nearest
+    from common.training import fitting_backbone
     from cssr.backbones import FOR_SIZE, NAMES
     from cssr.model import DEFAULT_GAMMA, DEFAULT_ORDER
 
     shape = data.train.pixels.shape[1:]
-    backbone = args.backbone or FOR_SIZE.get(shape[1])
-    if backbone is None:
-        raise UserError(f"no backbone fits images of {shape[1]} pixels by itself: name one with --backbone")
+    backbone = fitting_backbone(args.backbone, shape[1], FOR_SIZE)
     if backbone not in NAMES:
         raise UserError(f"unknown backbone {backbone!r}, choose from {', '.join(NAMES)}{nearest(backbone, NAMES)}")
     mean, std = data.train.mean_std() if args.normalisation == "data" else ([0.5] * shape[0], [0.25] * shape[0])
