@@ -10,6 +10,7 @@ well, so that equal work is timed.
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -74,11 +75,22 @@ def peak_megabytes(classes: int, which: str) -> float:
     return float(done.stdout)
 
 
+def peak_resident() -> float:
+    """Peak resident memory of this process in MB.
+
+    Linux: VmHWM, since a child's ru_maxrss starts at what its parent held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
 def measure_peak(classes: int, which: str) -> None:
     step = head_steps(classes)[which == "loop"]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+    print(peak_resident() - before)
 
 
 def compare_heads() -> None:
