@@ -136,7 +136,7 @@ def report(
             # The logits are the same for every score: one committed copy, with the first score, is enough.
             if number:
                 result = {key: value for key, value in result.items() if key != "logits"}
-            write_record(args, trained, data, method(name), all_metrics[name], result, seconds, argv)
+            write_record(args, trained, data, name, method(name), all_metrics[name], result, seconds, argv)
     found = {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(f"{trained.paper}/test.py", argv)}
     write_json(trained.directory / "metrics.json", found)
     if not args.no_report and not args.dry_run and (trained.directory / "meta.json").exists():
@@ -146,13 +146,14 @@ def report(
     print(f"written: {trained.directory}")
 
 
-def write_record(args, trained: Trained, data, method: str, metrics, result, seconds: float, argv) -> None:
+def write_record(args, trained: Trained, data, score: str, method: str, metrics, result, seconds: float, argv) -> None:
     """Write the record of one score of a trained run, with its compact scores beside it."""
     from common import results
     from common.files import sha256
-    from common.run import command_line
+    from common.run import FREE_FLAGS, command_line
 
     meta = json.loads((trained.directory / "meta.json").read_text())
+    flags = json.loads((trained.directory / "config.json").read_text())
     config = trained.header["data"]
     path = results.record_path(
         trained.paper, args.record, config["known_dataset"], method, config["split"], config["seed"]
@@ -164,8 +165,10 @@ def write_record(args, trained: Trained, data, method: str, metrics, result, sec
         data=config["known_dataset"],
         split=config["split"],
         method=method,
+        score=score,
         backbone=trained.header["model"]["backbone"],
         metrics=metrics,
+        flags={name: value for name, value in flags.items() if name not in FREE_FLAGS},
         commands=[meta["command"], command_line(f"{trained.paper}/test.py", argv)],
         wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
         checkpoint_sha256=[sha256(file) for file in trained.files],
