@@ -15,38 +15,6 @@ from common.scores import SCORES
 PREFIX = "statistics.openmax."
 
 
-def openmax_settings(args, classes: int) -> dict[str, dict]:
-    """Constructor arguments of `OpenMax` for every `--tail_size`, by score name: `openmax`, or `openmax-tail20` of several.
-
-    Alpha is reduced to the number of classes, which is said in one line when it changes something.
-    """
-    if args.alpha > classes:
-        print(f"note: --alpha {args.alpha} exceeds the {classes} classes; {classes} is used")
-    settings = {
-        "alpha": min(args.alpha, classes),
-        "distance": args.distance,
-        "alpha_rule": args.alpha_rule,
-        "translation": args.translation,
-        "softmax": args.softmax,
-        "clip": args.clip,
-        "backend": args.weibull,
-    }
-    several = len(args.tail_size) > 1
-    # A dry run scores too few images for the tails; two distances a class show that it runs.
-    tails = {tail: 2 if args.dry_run else tail for tail in args.tail_size}
-    return {f"openmax-tail{t}" if several else "openmax": {"tail_size": tails[t], **settings} for t in args.tail_size}
-
-
-def record_method(name: str, settings: Mapping[str, dict], classes: int) -> str:
-    """Name of a score in records: OpenMax says its tail and every setting that is not the default."""
-    if name not in settings:
-        return name
-    chosen, default = settings[name], OpenMax().settings
-    default["alpha"] = min(default["alpha"], classes)
-    differing = [f"{key}_{value}" for key, value in chosen.items() if key != "tail_size" and value != default[key]]
-    return "-".join([f"openmax-tail{chosen['tail_size']}", *differing])
-
-
 def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict) -> OpenMax:
     """Fit on the training part of scored arrays (`logits target split class_names`)."""
     train = arrays["split"] == TRAIN

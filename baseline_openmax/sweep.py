@@ -1,92 +1,17 @@
-"""OpenMax over a grid of settings, from logits that were computed once: a table and a figure."""
+"""OpenMax over a grid of settings, from logits that were computed once."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from baseline_openmax.heads import fit_openmax, scored
-from common.errors import UserError, nearest
-from common.files import atomic
+from common import sweep as sweeps
 from common.inference import TRAIN
-from common.metrics import evaluate
-
-SHOWN = ("auroc", "fpr95_known_positive", "oscr", "macro_f1_validation", "macro_f1_argmax")
-
-
-def parse_sweep(words: Sequence[str], settings: Mapping) -> dict[str, list]:
-    """Turn `tail_size=20,50 distance=eucos,cosine` into lists of values of the settings' own types."""
-    grid = {}
-    for word in words:
-        name, equals, listed = word.partition("=")
-        if not equals or name not in settings:
-            raise UserError(
-                f"--sweep expects NAME=VALUE,VALUE with NAME one of {', '.join(settings)}, got {word!r}{nearest(name, settings)}"
-            )
-        kind = type(settings[name])
-        try:
-            grid[name] = [kind(value) for value in listed.split(",") if value]
-        except ValueError:
-            raise UserError(f"--sweep {name} expects {kind.__name__} values, got {listed!r}") from None
-        if not grid[name]:
-            raise UserError(f"--sweep {name} has no values")
-    return grid
 
 
 def sweep(arrays: Mapping[str, np.ndarray], settings: dict, grid: Mapping[str, list]) -> list[dict]:
     """Fit and evaluate every combination of the grid; rows of settings and metrics."""
-    from tqdm import tqdm
-
     evaluated = {key: value[arrays["split"] != TRAIN] for key, value in arrays.items() if key not in ("sources", "class_names")}
-    rows = []
-    combinations = list(itertools.product(*grid.values()))
-    for values in tqdm(combinations, desc="sweep", delay=2, leave=False, disable=None):
-        chosen = dict(zip(grid, values))
-        result = scored("openmax", evaluated, fit_openmax(arrays, settings | chosen))
-        metrics = evaluate(result["target"], result["prediction"], result["unknown_score"], split=result["split"],
-                           probabilities=result["probabilities"])  # fmt: skip
-        rows.append(chosen | {name: metrics[name] for name in SHOWN})
-    return rows
-
-
-def write_sweep(rows: list[dict], directory: Path) -> None:
-    """Write `sweep.csv` and `figures/sweep.png`; print the table."""
-    names = list(rows[0])
-    with atomic(directory / "sweep.csv") as partial, open(partial, "w", newline="") as target:
-        writer = csv.DictWriter(target, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    print("  ".join(f"{name:>20}" for name in names))
-    for row in rows:
-        print("  ".join(f"{v:>20.4f}" if isinstance(v, float) else f"{v:>20}" for v in row.values()))
-    with atomic(directory / "figures" / "sweep.png") as partial:
-        draw_sweep(rows).savefig(partial, format="png", dpi=130)
-
-
-def draw_sweep(rows: list[dict]):
-    """Figure of the sweep: the first setting along x, one line for each combination of the others."""
-    from matplotlib.figure import Figure
-
-    varied = [name for name in rows[0] if name not in SHOWN]
-    first, others = varied[0], varied[1:]
-    lines: dict[str, list[dict]] = {}
-    for row in rows:
-        lines.setdefault(", ".join(f"{name} {row[name]}" for name in others) or "OpenMax", []).append(row)
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    titles = {"auroc": "AUROC", "macro_f1_argmax": "macro-F1, arg max over K+1",
-              "macro_f1_validation": "macro-F1, 95 % of held-out knowns accepted"}  # fmt: skip
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-    for axes, (metric, title) in zip(figure.subplots(1, 3), titles.items()):
-        for (label, members), colour in zip(lines.items(), itertools.cycle(colours)):
-            positions = range(len(members))
-            axes.plot(positions, [row[metric] for row in members], marker="o", label=label, color=colour)
-            axes.set_xticks(positions, [str(row[first]) for row in members])
-        axes.set(title=title, xlabel=first.replace("_", " "))
-        axes.grid(alpha=0.3)
-    if others:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(lines), 4), frameon=False)
-    return figure
+    return sweeps.sweep(grid, lambda chosen: scored("openmax", evaluated, fit_openmax(arrays, settings | chosen)))

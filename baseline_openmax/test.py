@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 
-from common.arguments import ScriptParser, add_common_arguments, parse, positive_int, run_script
+from common.arguments import ScriptParser, add_common_arguments, parse, run_script
 
 PAPER = "baseline_openmax"
 SCORE_NAMES = ("msp", "mls", "energy", "entropy", "margin", "openmax")
@@ -17,26 +16,14 @@ SCORE_NAMES = ("msp", "mls", "energy", "entropy", "margin", "openmax")
 
 def get_args_parser() -> ScriptParser:
     from common.evaluation import add_evaluation_arguments
+    from common.openmax_flags import add_openmax_arguments
 
     parser = ScriptParser(description=__doc__.split("\n")[0])
     evaluation = add_evaluation_arguments(parser, SCORE_NAMES, ["mls", "msp"])
     evaluation.add_argument("--images", nargs="+", metavar="FILE|DIR",
                             help="judge own pictures instead: class or unknown at the threshold of the last evaluation")
     evaluation.add_argument("--save_features", action="store_true", help="keep the pooled features in scores.npz (for t-SNE)")
-    openmax = parser.add_argument_group("OpenMax (Bendale and Boult 2016)")
-    openmax.add_argument("--tail_size", type=positive_int, nargs="+", default=[20],
-                         help="largest distances per class in the fit (eta); several give a score each")
-    openmax.add_argument("--alpha", type=positive_int, default=10, help="number of top classes that are revised")
-    openmax.add_argument("--distance", choices=("eucos", "euclidean", "cosine"), default="eucos",
-                         help="distance to the mean; eucos = Euclidean/200 + cosine")
-    openmax.add_argument("--alpha_rule", choices=("code", "paper"), default="code",
-                         help="rank weights: (alpha+1-i)/alpha as released, (alpha-i)/alpha as printed")
-    openmax.add_argument("--translation", type=float, default=1.0, help="where the smallest tail distance is moved to")
-    openmax.add_argument("--softmax", choices=("after", "before"), default="after", help="revise logits, or probabilities")
-    openmax.add_argument("--clip", choices=("none", "zero"), default="none", help="negative contributions to unknown: keep or 0")
-    openmax.add_argument("--weibull", choices=("newton", "libmr"), default="newton", help="fitter of the tails")
-    openmax.add_argument("--sweep", nargs="+", metavar="NAME=V,V",
-                         help="OpenMax over a grid, e.g. tail_size=20,50,100 distance=eucos,euclidean: table and figure")
+    add_openmax_arguments(parser)
     add_common_arguments(parser, train=False)
     return parser
 
@@ -45,20 +32,14 @@ def main(argv=None) -> None:
     args = parse(get_args_parser(), argv)
     import numpy as np
 
-    from baseline_openmax.heads import (
-        fit_openmax,
-        openmax_settings,
-        record_method,
-        save_openmax,
-        score_names,
-        scored,
-        stored_openmax,
-    )
+    from baseline_openmax.heads import fit_openmax, save_openmax, score_names, scored, stored_openmax
     from baseline_openmax.model import Classifier
-    from baseline_openmax.sweep import parse_sweep, sweep, write_sweep
+    from baseline_openmax.sweep import sweep
     from common.devices import Devices
     from common.evaluation import Trained, parts_to_score, report
     from common.inference import outputs
+    from common.openmax_flags import openmax_settings, record_method
+    from common.sweep import parse_sweep, write_sweep
 
     trained = Trained(args, PAPER)
     header, run_dir = trained.header, trained.directory
@@ -89,7 +70,7 @@ def main(argv=None) -> None:
     if fits:
         save_openmax(run_dir / "openmax.safetensors", next(iter(openmax.values())), PAPER)
     if grid is not None:
-        write_sweep(sweep(arrays, first, grid), run_dir)
+        write_sweep(sweep(arrays, first, grid), run_dir, list(grid))
 
 
 def forward(model, header, devices, features: bool = False):
@@ -115,15 +96,12 @@ def judge_images(args, trained, model, settings, openmax, devices) -> None:
     from common.own_images import read_images, verdict_lines
 
     header, beside = trained.header, trained.directory / "openmax.safetensors"
-    name, evaluated = score_names(args.score, openmax)[0], trained.directory / "metrics.json"
-    fitted = openmax.get(name)
+    name = score_names(args.score, openmax)[0]
+    threshold, fitted = trained.threshold(name), openmax.get(name)
     if name in openmax and fitted is None and beside.exists():
         fitted = stored_openmax(*load_weights(beside, paper=PAPER), settings[name])
-    stored = json.loads(evaluated.read_text()).get("thresholds", {}) if evaluated.exists() else header.get("thresholds", {})
-    found = stored.get(name, {})
-    threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
-    if threshold is None or (name in openmax and fitted is None):
-        raise UserError(f"no {name} threshold is known for this network: evaluate it once without --images, with --score {name}")
+    if name in openmax and fitted is None:
+        raise UserError(f"{name} was not fitted with these settings: evaluate once without --images, with the same flags")
     names, pixels = read_images(args.images, tuple(header["model"]["shape"]))
     arrays = apply_batched(forward(model, header, devices), pixels, devices.device, args.batch_size)
     unknown_score = scored(name, arrays, fitted)["unknown_score"]

@@ -125,6 +125,7 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
     """Store a run's weights in half precision under `name`, in shards below 25 MB, and enter them in the manifest.
 
     Statistics (tensors under `statistics.`) and BatchNorm buffers keep their precision: scores depend on them exactly.
+    The manifest names the training run's own file (`trained_sha256`) and what its records hold (`expected`): record first.
     A fitted OpenMax beside the weights (`openmax.safetensors`) and the thresholds of `metrics.json` are stored with them.
     """
     import torch
@@ -155,10 +156,25 @@ def add(run_dir: Path, name: str, folder: Path = FOLDER) -> dict:
         save_weights(path, shard, header)
         files.append({"file": path.name, "size": path.stat().st_size, "sha256": sha256(path)})
     meta = json.loads((Path(run_dir) / "meta.json").read_text())
-    entry = {"paper": header["paper"], "dtype": "float16", "files": files, "trained_by": meta["command"]}
+    trained = sha256(find(run_dir)[0])
+    entry = {"paper": header["paper"], "dtype": "float16", "files": files, "trained_by": meta["command"],
+             "trained_sha256": trained, "expected": expected_metrics(trained)}  # fmt: skip
     manifest = read_manifest(folder) | {name: entry}
     write_json(folder / "MANIFEST.json", dict(sorted(manifest.items())))
     return entry
+
+
+def expected_metrics(trained: str) -> dict[str, dict]:
+    """Accuracy and AUROC that the records of a trained run hold, by record and unknown set."""
+    from common.results import by_source, read_records
+
+    found = {}
+    for record in read_records():
+        if trained in record["checkpoint_sha256"]:
+            values = {source: {name: metrics[name] for name in ("closed_accuracy", "auroc")}
+                      for source, metrics in by_source(record["metrics"]).items()}  # fmt: skip
+            found[Path(record["path"]).stem] = values
+    return found
 
 
 def fetch(name: str, base_url: str | None = None, folder: Path = FOLDER) -> bool:

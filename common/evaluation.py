@@ -10,14 +10,18 @@ from common.arguments import ROOT, ScriptParser, positive_int
 from common.errors import UserError
 
 
-def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], default: Sequence[str]):
-    """Add the flags of an evaluation; returns the argument group, for a folder's own ones."""
+def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], default: Sequence[str], unknown_rule: str = ""):
+    """Add the flags of an evaluation; returns the argument group, for a folder's own ones.
+
+    `unknown_rule` says in words what a folder takes when `--unknown` is not given (then None); else it is `rest`.
+    """
     parser.add_argument("--checkpoint_path", help="run directory, weights file or manifest name; else the run")
     group = parser.add_argument_group("evaluation")
     group.add_argument("--score", nargs="+", choices=scores, default=list(default),
                        help="unknown scores; the first is the run's own (scores.npz)")
-    group.add_argument("--unknown", nargs="+", default=["rest"], metavar="SET",
-                       help="unknown sets: rest (the unknown classes of the known data set) or data set names")
+    group.add_argument("--unknown", nargs="+", default=None if unknown_rule else ["rest"], metavar="SET",
+                       help="unknown sets: rest (the unknown classes of the known data set) or data set names"
+                       + (f"; else {unknown_rule}" if unknown_rule else ""))
     group.add_argument("--batch_size", type=positive_int, default=512, help="images at a time")
     group.add_argument("--released_noise", action="store_true", help="noise sets in the float ranges of the VMDLS release")
     group.add_argument("--odin_crop", choices=("center", "resize", "native"), default="center",
@@ -79,6 +83,18 @@ class Trained:
         if list(data.class_names) != self.header["class_names"]:
             raise UserError(f"the checkpoint knows {self.header['class_names']}, the data gives {list(data.class_names)}")
         return data
+
+    def threshold(self, score: str) -> float:
+        """Threshold of a score that accepts 95 % of the held-out (else the training) known images, of its last evaluation."""
+        evaluated = self.directory / "metrics.json"
+        stored = json.loads(evaluated.read_text()) if evaluated.exists() else self.header
+        found = stored.get("thresholds", {}).get(score, {})
+        threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
+        if threshold is None:
+            raise UserError(
+                f"no {score} threshold is known for this network: evaluate it once without --images, with --score {score}"
+            )
+        return threshold
 
     def fill(self, model) -> None:
         """Load the weights (everything but `statistics.*`) into the network of the header."""

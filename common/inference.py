@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,11 +49,15 @@ def evaluation_parts(data, with_train: bool) -> list[tuple[str, int, object]]:
 
 def outputs(function, parts, device, batch_size: int = 512) -> dict[str, np.ndarray]:
     """Apply `function` to every part; returns its outputs joined, with `target`, `split`, `source` and `sources`."""
-    collected = [apply_batched(function, images.pixels, device, batch_size, name) for name, _, images in parts]
-    joined = {key: np.concatenate([part[key] for part in collected]) for key in collected[0]}
+    return joined([apply_batched(function, images.pixels, device, batch_size, name) for name, _, images in parts], parts)
+
+
+def joined(collected: Sequence[Mapping[str, np.ndarray]], parts) -> dict[str, np.ndarray]:
+    """Outputs of each part, one after the other, with the `target`, `split`, `source` and `sources` of the parts."""
+    arrays = {key: np.concatenate([part[key] for part in collected]) for key in collected[0]}
     sizes = [len(images) for _, _, images in parts]
-    joined["target"] = np.concatenate([images.labels for _, _, images in parts]).astype(np.int64)
-    joined["split"] = np.repeat([code for _, code, _ in parts], sizes).astype(np.int8)
-    joined["source"] = np.repeat(np.arange(len(parts)), sizes).astype(np.int16)
-    joined["sources"] = np.array([name for name, _, _ in parts])
-    return joined
+    arrays["target"] = np.concatenate([images.labels for _, _, images in parts]).astype(np.int64)
+    arrays["split"] = np.repeat([code for _, code, _ in parts], sizes).astype(np.int8)
+    arrays["source"] = np.repeat(np.arange(len(parts)), sizes).astype(np.int16)
+    arrays["sources"] = np.array([name for name, _, _ in parts])
+    return arrays

@@ -7,18 +7,13 @@ where W_j is the Weibull probability of the distance of x to \(\mu_j\), and "unk
 
 Published variants, all selectable here:
 
-* alpha rule: `code` a_i = (alpha + 1 - i) / alpha, as every released program computes; `paper` a_i = (alpha
-- i) / alpha,
-  as printed, which leaves the last rank alone. (The paper also prints the survival function for W; taken
-  literally that suppresses samples near the mean, and no program does it.)
-* softmax: `after` the recalibration of logits (OpenMax), or `before` it, so that probabilities are
-recalibrated (CROSR).
+* alpha rule: `code` a_i = (alpha + 1 - i) / alpha, as every released program computes; `paper` a_i =
+  (alpha - i) / alpha, as printed, which leaves the last rank alone. (The paper also prints the survival
+  function for W; taken literally that suppresses samples near the mean, and no program does it.)
+* softmax: `after` the recalibration of logits (OpenMax), or `before` it, of probabilities (CROSR).
 * clip: `none`, or `zero`: a negative logit takes nothing from "unknown" (crosr_bda). Without it a negative
-activation
-  that is suppressed lowers "unknown"; in both cases it is itself raised towards 0.
-* translation: see `common.weibull`. Scaling all distances equals changing it, so distance and translation
-are saved with
-  the model.
+  activation that is suppressed lowers "unknown"; in both cases it is itself raised towards 0.
+* translation: see `common.weibull`. Scaling all distances equals changing it: both are saved with the model.
 """
 
 from __future__ import annotations
@@ -26,6 +21,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -39,6 +35,19 @@ SOFTMAX = ("after", "before")
 CLIPS = ("none", "zero")
 _EUCOS_DIVISOR = 200.0  # the constant of the authors' program
 _BLOCK = 2**16  # numbers per block of rows: 512 kB stay in the cache, which halves the time of a fit
+
+
+class Calibration(NamedTuple):
+    """What the tails are fitted to: kept in a checkpoint, it fits any tail of up to M distances without the samples.
+
+    `means` (K, D) and `distances` (K, M), the largest of each class, descending; NaN where a class has too few samples.
+    `used`, `labelled` (K,): samples that count (correctly classified ones), and all samples of the class.
+    """
+
+    means: np.ndarray
+    distances: np.ndarray
+    used: np.ndarray
+    labelled: np.ndarray
 
 
 class OpenMax:
@@ -98,9 +107,7 @@ class OpenMax:
                 listed = f"{', '.join(choices)}, got {value!r}{nearest(str(value), choices)}"
                 raise UserError(f"openmax: {name} must be one of {listed}")
         if tail_size < 2 or alpha < 1:
-            raise UserError(
-                f"openmax: tail_size must be at least 2, alpha at least 1; got {tail_size}, {alpha}"
-            )
+            raise UserError(f"openmax: tail_size must be at least 2, alpha at least 1; got {tail_size}, {alpha}")
         self.tail_size, self.alpha, self.distance, self.alpha_rule = tail_size, alpha, distance, alpha_rule
         self.translation, self.softmax, self.clip = translation, softmax, clip
         self.backend, self.correct_only = backend, correct_only
@@ -133,34 +140,47 @@ class OpenMax:
         UserError
             When a class has fewer (correctly classified) samples than the tail, or a constant tail.
         """
+        calibration = self.calibrate(features, labels, logits, self.tail_size)
+        classes = len(calibration.used)
+        leads = logits is None or np.array_equal(np.asarray(features)[:, :classes], logits)
+        return self.fit_calibration(calibration, class_names, logits_lead=bool(leads))
+
+    def calibrate(self, features, labels, logits=None, largest: int | None = None) -> Calibration:
+        """Return the means and, per class, the `largest` (default: all) distances to them; parameters as in `fit`."""
         features = _finite(features, "features")
         logits = features if logits is None else _finite(logits, "logits", rows=len(features))
         classes = logits.shape[1]
         labels = _labels(labels, len(features), classes)
-        names = _names(class_names, classes)
-        if self.alpha > classes:
-            warnings.warn(
-                f"openmax: alpha {self.alpha} exceeds the {classes} classes; {classes} is used", stacklevel=2
-            )
-            self.alpha = classes
-
-        kept = (
-            np.flatnonzero(logits.argmax(axis=1) == labels) if self.correct_only else np.arange(len(labels))
-        )
+        kept = np.flatnonzero((logits.argmax(axis=1) == labels) | (not self.correct_only))
         kept = kept[np.argsort(labels[kept], kind="stable")]
-        counts = np.bincount(labels[kept], minlength=classes)
-        self._check_counts(counts, np.bincount(labels, minlength=classes), names)
-        starts = np.r_[0, np.cumsum(counts)[:-1]]
-        self.logits_lead = bool(np.array_equal(features[:, :classes], logits))
-        self.means = np.add.reduceat(features[kept], starts, axis=0) / counts[:, None]
+        used = np.bincount(labels[kept], minlength=classes)
+        starts, present = np.r_[0, np.cumsum(used)[:-1]], used > 0
+        means = np.full((classes, features.shape[1]), np.nan)
+        means[present] = np.add.reduceat(features[kept], starts[present], axis=0) / used[present, None]
         distance = np.empty(len(kept))
         for rows in _blocks(len(kept), features.shape[1]):
             own = labels[kept[rows], None]
-            distance[rows] = self._distances(features[kept[rows]], own)[:, 0]
+            distance[rows] = self._distances(features[kept[rows]], own, means)[:, 0]
         # Within each class the largest distances first; the tails are then one rectangle.
         order = np.argsort(-distance)
         distance = distance[order[np.argsort(labels[kept[order]], kind="stable")]]
-        tails = distance[starts[:, None] + np.arange(self.tail_size)]  # (K, tail_size)
+        rank = np.arange(used.max(initial=0) if largest is None else largest)
+        place = np.where(rank < used[:, None], starts[:, None] + rank, len(kept))  # beyond the last: NaN
+        largest_distances = np.append(distance, np.nan)[place]
+        return Calibration(means, largest_distances, used, np.bincount(labels, minlength=classes))
+
+    def fit_calibration(
+        self, calibration: Calibration, class_names: Sequence[str] | None = None, logits_lead: bool = True
+    ) -> OpenMax:
+        """Fit the tails to the distances of `calibrate`; errors as in `fit`. `logits_lead`: the features begin with them."""
+        classes = len(calibration.used)
+        names = _names(class_names, classes)
+        if self.alpha > classes:
+            warnings.warn(f"openmax: alpha {self.alpha} exceeds the {classes} classes; {classes} is used", stacklevel=3)
+            self.alpha = classes
+        self._check_counts(calibration, names)
+        self.means, self.logits_lead = calibration.means, logits_lead
+        tails = calibration.distances[:, : self.tail_size]
         self.tails = weibull.fit_tails(tails, translation=self.translation, backend=self.backend, names=names)
         return self
 
@@ -262,7 +282,7 @@ class OpenMax:
         chosen = weibull.Weibull(
             fitted.scale[ranked], fitted.shape[ranked], fitted.small[ranked], fitted.translation
         )
-        return chosen.cdf(self._distances(features, ranked))
+        return chosen.cdf(self._distances(features, ranked, self.means))
 
     def _every_distance(self, features: np.ndarray) -> np.ndarray:
         """Return the distances to all means (N, K); `cdist` sums squares directly, as `_distances` does."""
@@ -274,9 +294,9 @@ class OpenMax:
             cosine = _cosine_distance(features @ self.means.T, lengths)
         return self._combined(euclidean, cosine)
 
-    def _distances(self, features: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _distances(self, features: np.ndarray, columns: np.ndarray, means: np.ndarray) -> np.ndarray:
         """Return the distances of row n to the means of classes columns[n], (N, R)."""
-        ours, centres = features[:, None, :], self.means[columns]
+        ours, centres = features[:, None, :], means[columns]
         euclidean = cosine = 0.0
         if self.distance != "cosine":
             difference = ours - centres
@@ -299,9 +319,7 @@ class OpenMax:
             return features, features[:, : len(self.means)]
         logits = _finite(logits, "logits", rows=len(features))
         if logits.shape[1] != len(self.means):
-            raise UserError(
-                f"openmax: fitted with {len(self.means)} classes, got logits of {logits.shape[1]}"
-            )
+            raise UserError(f"openmax: fitted with {len(self.means)} classes, got logits of {logits.shape[1]}")
         return features, logits
 
     def _checked_features(self, features) -> np.ndarray:
@@ -313,18 +331,20 @@ class OpenMax:
 
     def _check_fitted(self) -> None:
         if self.tails is None:
-            raise UserError(
-                "openmax: not fitted; call fit(features, labels) or from_state(arrays, settings) first"
-            )
+            raise UserError("openmax: not fitted; call fit(features, labels) or from_state(arrays, settings) first")
 
-    def _check_counts(self, counts: np.ndarray, totals: np.ndarray, names: Sequence[str]) -> None:
-        short = np.flatnonzero(counts < self.tail_size)
+    def _check_counts(self, calibration: Calibration, names: Sequence[str]) -> None:
+        used, labelled = calibration.used, calibration.labelled
+        short = np.flatnonzero(used < self.tail_size)
         if len(short):
             kind = "correctly classified" if self.correct_only else "labelled"
-            listed = ", ".join(f"{names[c]} ({counts[c]} {kind} of {totals[c]})" for c in short[:5])
+            listed = ", ".join(f"{names[c]} ({used[c]} {kind} of {labelled[c]})" for c in short[:5])
             more = f" and {len(short) - 5} more" if len(short) > 5 else ""
             problem = f"tail_size {self.tail_size} is larger than {listed}{more}"
             raise UserError(f"openmax: {problem}; lower it or give more samples")
+        if calibration.distances.shape[1] < self.tail_size:
+            stored = calibration.distances.shape[1]
+            raise UserError(f"openmax: tail_size {self.tail_size} is larger than the {stored} distances per class stored")
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
