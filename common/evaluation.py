@@ -166,7 +166,7 @@ def write_record(args, trained: Trained, data, score: str, method: str, metrics,
     """Write the record of one score of a trained run, with its compact scores beside it."""
     from common import results
     from common.files import sha256
-    from common.run import FREE_FLAGS, command_line
+    from common.run import FREE_FLAGS, code_version, command_line
 
     meta = json.loads((trained.directory / "meta.json").read_text())
     flags = json.loads((trained.directory / "config.json").read_text())
@@ -186,6 +186,7 @@ def write_record(args, trained: Trained, data, score: str, method: str, metrics,
         metrics=metrics,
         flags={name: value for name, value in flags.items() if name not in FREE_FLAGS},
         commands=[meta["command"], command_line(f"{trained.paper}/test.py", argv)],
+        evaluation_code_version=code_version(),
         wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
         checkpoint_sha256=[sha256(file) for file in trained.files],
         unknown_checksums={source: images.checksums for source, images in data.unknown.items()},

@@ -1,0 +1,202 @@
+"""Published beside ours: the files that `python -m common.reproduce table` generates from rows and records alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from common import ledger, results
+from common.arguments import ROOT
+from common.errors import UserError
+from common.files import atomic
+
+FIGURE = ROOT / "results" / "figures" / "paper_vs_ours.png"
+BLOCK = re.compile(r"(<!-- ledger:(?P<query>[^>]*?) -->\n)(?P<body>.*?)(<!-- end ledger -->)", re.S)
+METRIC_NAMES = {
+    "auroc": "AUROC", "closed_accuracy": "closed acc.", "macro_f1_test_quantile": "macro-F1 at 95 % of test knowns",
+    "macro_f1_oracle": "macro-F1, best threshold", "macro_f1_argmax": "macro-F1, argmax", "oscr": "OSCR",
+    "tnr95_known_positive": "TNR at 95 % TPR", "detection_accuracy": "detection acc.", "aupr_known": "AUPR known",
+    "aupr_unknown": "AUPR unknown", "macro_f1_validation": "macro-F1, held-out threshold",
+}  # fmt: skip
+HONEST = "macro_f1_validation"
+
+
+class Comparison(NamedTuple):
+    """A row's own value: mean and half of its 95 % interval (None for a single run), runs, recipe, verdict."""
+
+    mean: float | None
+    half: float | None
+    honest: float | None
+    count: int
+    recipe: str
+    verdict: str
+
+    @property
+    def ours(self) -> str:
+        if self.mean is None:
+            return "not run"
+        return results.number(self.mean) + (f" ± {results.number(self.half)}" if self.half is not None else "")
+
+
+def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Comparison:
+    """Compare a row with the records of the first of its recipes that has any.
+
+    Parameters
+    ----------
+    row : Row
+        One published value.
+    absent : frozenset of str
+        Data sets that nobody had when the records were made.
+    """
+    from common.metrics import mean_interval
+
+    for answer in row.answers:
+        found = ledger.records(answer)
+        values = [v for r in found if (v := r["metrics"][ledger.source_of(r, answer.unknown)].get(row.metric)) is not None]
+        if not values:
+            continue
+        mean, low, _ = mean_interval(values)
+        half = mean - low if len(values) > 1 else None
+        honest = [v for r in found if (v := r["metrics"][ledger.source_of(r, answer.unknown)].get(HONEST)) is not None]
+        beside = sum(honest) / len(honest) if honest and row.metric.startswith("macro_f1") else None
+        remarks = [answer.recipe.note] if answer.recipe.note else []
+        wanted = len(answer.recipe.splits) * len(answer.recipe.seeds)
+        if len(values) < wanted:
+            remarks.append(f"{len(values)} of {wanted} runs")
+        if ledger.source_of(found[0], answer.unknown) != answer.unknown:
+            remarks.append("rebuilt data")
+        text = "; ".join([judged(row, mean, half), *remarks])
+        return Comparison(mean, half, beside, len(values), answer.recipe.id, text)
+    if not row.answers:
+        return Comparison(None, None, None, 0, "", f"not comparable: {row.reason}")
+    needed = [name for name in (*row.answers[0].recipe.data[:1], row.unknown) if name in absent]
+    verdict = f"data missing: {', '.join(dict.fromkeys(needed))}" if needed else "not run"
+    return Comparison(None, None, None, 0, "", verdict)
+
+
+def judged(row: ledger.Row, mean: float, half: float | None) -> str:
+    """`reproduced` inside the interval or the margin, else `better` or `worse by`."""
+    if row.published is None:
+        return "no published value"
+    difference = mean - row.published
+    if abs(difference) <= max(half or 0.0, ledger.MARGIN.get(row.metric, ledger.OTHER_MARGIN)):
+        return "reproduced"
+    return f"{'better' if difference > 0 else 'worse'} by {results.number(abs(difference))}"
+
+
+def absent_data(book: ledger.Ledger) -> frozenset[str]:
+    """Data sets that the folder's rows.json declares as not at hand."""
+    return frozenset(book.data_missing)
+
+
+def markdown(book: ledger.Ledger, table: str | None = None) -> str:
+    """Markdown tables of a paper's rows, one for each published table."""
+    parts = []
+    for name, title in book.tables.items():
+        rows = [row for row in book.rows if row.table == name]
+        if table not in (None, name) or not rows:
+            continue
+        lines = [f"**{title}**", "", "| row | known | unknown | metric | published | read in | ours | runs |"
+                 " held-out macro-F1 | verdict |", "|---" * 10 + "|"]  # fmt: skip
+        for row in rows:
+            found = compared(row, absent_data(book))
+            honest = results.number(found.honest) if found.honest is not None else ""
+            metric = METRIC_NAMES.get(row.metric, row.metric)
+            published = "none" if row.published is None else results.number(row.published)
+            lines.append(f"| {row.label} | {row.known} | {row.unknown} | {metric} | {published} | {row.certainty} |"
+                         f" {found.ours} | {found.count or ''} | {honest} | {found.verdict} |")  # fmt: skip
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def as_csv(book: ledger.Ledger) -> str:
+    """All rows of a paper as comma-separated values, full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "table", "label", "known", "unknown", "metric", "published", "certainty", "source", "ours",
+                     "half_interval", "runs", "macro_f1_validation", "recipe", "verdict"])  # fmt: skip
+    for row in book.rows:
+        found = compared(row, absent_data(book))
+        cells = [None if value is None else round(value, 6) for value in (found.mean, found.half)]
+        honest = None if found.honest is None else round(found.honest, 6)
+        writer.writerow([row.id, row.table, row.label, row.known, row.unknown, row.metric, row.published, row.certainty,
+                         row.source, *cells, found.count, honest, found.recipe, found.verdict])  # fmt: skip
+    return text.getvalue()
+
+
+def summary(books: list[ledger.Ledger]) -> str:
+    """How many rows there are and what became of them, as a Markdown table."""
+    kinds = ("reproduced", "better", "worse", "no published value", "not run", "data missing", "not comparable")
+    lines = [f"| paper | rows | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
+    for book in books:
+        verdicts = [compared(row, absent_data(book)).verdict for row in book.rows]
+        counts = [sum(verdict.startswith(kind) for verdict in verdicts) for kind in kinds]
+        lines.append(f"| {book.paper} | {len(book.rows)} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def page(books: list[ledger.Ledger]) -> str:
+    """The text of results/README.md."""
+    parts = [PREFACE, summary(books), "![published and ours, row by row](figures/paper_vs_ours.png)"]
+    for book in books:
+        parts += [f"## {book.paper}", markdown(book)]
+    return "\n\n".join(parts) + "\n"
+
+
+PREFACE = """# Published and ours
+
+Generated by `python -m common.reproduce table` from each folder's `rows.json` and the records in `records/`; nothing here is
+typed by hand. *Read in*: `paper` = read in the paper or a transcription of it, `quoted by` = in a later paper, `recalled` =
+from memory, unverified, `no paper` = a row of this repository. *Ours*: mean ± half of the 95 % t-interval over splits and
+seeds. The verdict is `reproduced` when the published value lies inside that interval or within .010 (AUROC, accuracy, OSCR)
+or .020 (other metrics) of ours; remarks behind it name a reduced recipe, missing runs, or data that were rebuilt. Beside a
+macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images."""
+
+
+def filled(text: str) -> str:
+    """Fill every `<!-- ledger: paper=... table=... -->` block of a Markdown text."""
+
+    def fill(match):
+        query = dict(pair.split("=", 1) for pair in match["query"].split())
+        if query.get("summary"):
+            return f"{match[1]}{summary(list(ledger.ledgers()))}\n{match[4]}"
+        return f"{match[1]}{markdown(ledger.read(query['paper']), query.get('table'))}\n{match[4]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def generated() -> dict[Path, str]:
+    """Every generated text file and its content now."""
+    books = list(ledger.ledgers())
+    files = {ROOT / "results" / f"{book.paper}.csv": as_csv(book) for book in books}
+    files[ROOT / "results" / "README.md"] = page(books)
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
+        if path not in files:
+            files[path] = filled(results.filled(path.read_text()))
+    return files
+
+
+def write() -> None:
+    """Write all generated files and the figure."""
+    count = 0
+    for path, text in generated().items():
+        if not path.exists() or path.read_text() != text:
+            count += 1
+            with atomic(path) as partial:
+                partial.write_text(text)
+    from common.plots.ledger import draw
+
+    draw(list(ledger.ledgers()), FIGURE)
+    print(f"{count} file(s) rewritten; {FIGURE.relative_to(ROOT)}")
+
+
+def check() -> None:
+    """Raise a `UserError` when a generated text differs from its records."""
+    wrong = [str(path.relative_to(ROOT)) for path, text in generated().items()
+             if not path.exists() or path.read_text() != text]  # fmt: skip
+    if wrong:
+        raise UserError(f"differ from rows and records: {', '.join(wrong)}; run python -m common.reproduce table")
+    print("all generated files equal their records")

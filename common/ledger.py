@@ -1,0 +1,325 @@
+"""The rows that the papers published, the runs that reproduce them, and where each stands.
+
+Every paper folder has a `rows.json`:
+
+* `code`: files whose program (comments and docstrings aside) the numbers depend on, those of `training` and of `scoring`;
+* `sources`: where published values were read, and how sure that is (`paper`, `quoted by`, `recalled`, `no paper`);
+* `runs`: a training and an evaluation command with the places `{split} {seed} {name}`, the splits and seeds they are
+  repeated for, the data they need, minutes a run, and their worth (larger = earlier);
+* `tables`: titles of the published tables; `data_missing`: sets nobody had when the records were made;
+* `rows`: one published value each (or none), the metric it is, and the records that answer it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from common import results
+from common.arguments import ROOT
+from common.errors import UserError, nearest
+
+PAPERS = ("crosr", "cssr", "vmdls", "baseline_openmax")
+REBUILT = " (rebuilt)"
+# A rerun counts as reproduced inside its own 95 % interval or within this much of the published value.
+MARGIN = {"auroc": 0.01, "closed_accuracy": 0.01, "oscr": 0.01}
+OTHER_MARGIN = 0.02
+# Spelt in several ways; what they mean is in the record's own fields and in the other flags.
+SPELT = {"preset", "known_dataset", "split", "ds", "config"}
+CERTAINTIES = ("paper", "quoted by", "recalled", "no paper")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One entry of `runs`: commands that are repeated over splits and seeds."""
+
+    paper: str
+    id: str
+    train: str
+    test: str
+    table: str
+    data: tuple[str, ...]
+    splits: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: str
+    minutes: float
+    worth: float
+    note: str = ""
+
+    def jobs(self, seeds: Iterable[int] | None = None) -> list[Job]:
+        """Return its runs, splits outermost."""
+        return [Job(self, split, seed) for split in self.splits for seed in (seeds or self.seeds)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run and its evaluation."""
+
+    recipe: Recipe
+    split: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.id}-{self.split}-s{self.seed}".replace("/", "-")
+
+    @property
+    def train(self) -> list[str]:
+        return self._filled(self.recipe.train)
+
+    @property
+    def test(self) -> list[str]:
+        return self._filled(self.recipe.test)
+
+    def _filled(self, command: str) -> list[str]:
+        places = {"{split}": self.split, "{seed}": str(self.seed), "{name}": self.name}
+        for place, value in places.items():
+            command = command.replace(place, value)
+        return shlex.split(command)
+
+    def directory(self) -> Path:
+        return ROOT / "runs" / self.recipe.paper / self.name
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a row's own value is found: a recipe's records, of one method, against one unknown set."""
+
+    recipe: Recipe
+    method: str
+    unknown: str
+
+    def record_file(self, job: Job) -> Path:
+        data = self.recipe.data[0]
+        return results.record_path(self.recipe.paper, self.recipe.table, data, self.method, job.split, job.seed)
+
+
+@dataclass
+class Row:
+    """One published number and the records that answer it."""
+
+    paper: str
+    id: str
+    table: str
+    label: str
+    known: str
+    unknown: str
+    metric: str
+    published: float | None
+    source: str
+    certainty: str
+    answers: list[Answer] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass
+class Ledger:
+    """All rows and recipes of one paper folder."""
+
+    paper: str
+    code: dict[str, list[str]]
+    sources: dict[str, dict]
+    tables: dict[str, str]
+    recipes: dict[str, Recipe]
+    rows: list[Row]
+    data_missing: list[str]
+
+
+def read(paper: str, path: Path | None = None) -> Ledger:
+    """Read and check the `rows.json` of a paper folder.
+
+    Raises
+    ------
+    UserError
+        No such file, an unknown field, a row that names a recipe or source that is not there, or a repeated id.
+    """
+    path = path or ROOT / paper / "rows.json"
+    if not path.exists():
+        raise UserError(f"{paper} has no rows.json; papers with rows: {', '.join(papers()) or 'none'}")
+    stored = json.loads(path.read_text())
+    recipes = {}
+    for name, entry in stored["runs"].items():
+        lists = {key: tuple(entry[key]) for key in ("data", "splits", "seeds")}
+        recipes[name] = Recipe(paper=paper, id=name, **{**entry, **lists})
+    rows, seen = [], set()
+    for entry in stored["rows"]:
+        where = f"{path.name}, row {entry['id']}"
+        if entry["id"] in seen:
+            raise UserError(f"{where}: the id is used twice")
+        seen.add(entry["id"])
+        source = stored["sources"].get(entry["source"])
+        if source is None or source["certainty"] not in CERTAINTIES:
+            raise UserError(f"{where}: no source {entry['source']!r} with a certainty of {', '.join(CERTAINTIES)}")
+        answers = []
+        for answer in entry.get("answers", []):
+            if answer["run"] not in recipes:
+                raise UserError(f"{where}: no run {answer['run']!r}{nearest(answer['run'], recipes)}")
+            answers.append(Answer(recipes[answer["run"]], answer["method"], answer.get("unknown", entry["unknown"])))
+        if not answers and not entry.get("reason"):
+            raise UserError(f"{where}: neither a run answers it nor a reason says why none does")
+        rows.append(Row(paper, entry["id"], entry["table"], entry["label"], entry["known"], entry["unknown"],
+                        entry["metric"], entry["published"], source["text"], source["certainty"], answers,
+                        entry.get("reason", "")))  # fmt: skip
+    return Ledger(paper, stored["code"], stored["sources"], stored["tables"], recipes, rows,
+                  stored.get("data_missing", []))  # fmt: skip
+
+
+def papers() -> list[str]:
+    """Folders that have a `rows.json`."""
+    return [paper for paper in PAPERS if (ROOT / paper / "rows.json").exists()]
+
+
+def ledgers(wanted: Iterable[str] | None = None) -> Iterator[Ledger]:
+    """Ledgers of the wanted papers, else of all that have one."""
+    for paper in wanted or papers():
+        yield read(paper)
+
+
+def methods_of(ledger: Ledger) -> dict[str, set[tuple[str, str]]]:
+    """For each recipe the (method, unknown set) pairs that rows ask of it."""
+    asked: dict[str, set] = {name: set() for name in ledger.recipes}
+    for row in ledger.rows:
+        for answer in row.answers:
+            asked[answer.recipe.id].add((answer.method, answer.unknown))
+    return asked
+
+
+def source_of(record: dict, unknown: str) -> str | None:
+    """Name under which a record holds an unknown set (rebuilt sets say so), or None."""
+    return next((name for name in (unknown, unknown + REBUILT) if name in record["metrics"]), None)
+
+
+def record(answer: Answer, job: Job) -> dict | None:
+    """The record that answers, or None; a record without that unknown set does not answer."""
+    path = answer.record_file(job)
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text()) | {"path": path.relative_to(ROOT).as_posix()}
+    return found if source_of(found, answer.unknown) else None
+
+
+def records(answer: Answer) -> list[dict]:
+    """All records that answer, over splits and seeds; further seeds than the recipe's count as well."""
+    found = []
+    for split in answer.recipe.splits:
+        stem = answer.record_file(Job(answer.recipe, split, 0)).name.removesuffix("s0.json")
+        folder = results.RECORDS / answer.recipe.paper
+        numbers = sorted(int(p.stem.removeprefix(stem + "s")) for p in folder.glob(f"{stem}s*.json")
+                         if p.stem.removeprefix(stem + "s").isdigit())  # fmt: skip
+        found += [entry for seed in numbers if (entry := record(answer, Job(answer.recipe, split, seed)))]
+    return found
+
+
+def missing_data(recipe: Recipe, root: Path | None = None) -> list[str]:
+    """Data sets of a recipe that are not here."""
+    from common.datasets import data_root, resolve_name
+    from common.datasets.presence import part_path
+
+    root = data_root(root)
+    known, *unknown = recipe.data
+    needed = [(known, True), (known, False), *((name, False) for name in unknown)]
+    absent = [name for name, train in needed if part_path(resolve_name(name), train, root) is None]
+    return list(dict.fromkeys(absent))
+
+
+def staleness(found: dict, job: Job, code: Mapping[str, Iterable[str]]) -> str:
+    """Why a record no longer answers for its command: flags, data or program changed since; empty if it does.
+
+    `scoring: ...` means that a new evaluation of the trained run is enough.
+    """
+    training, scoring = found["code_version"], found.get("evaluation_code_version", found["code_version"])
+    return (
+        _changed_flags(found, job)
+        or _changed_data(found)
+        or _changed_code("code", training, code["training"])
+        or _changed_code("scoring", scoring, code["scoring"])
+    )
+
+
+def _changed_flags(found: dict, job: Job) -> str:
+    if "flags" not in found:
+        return "command: the record is older than the flags it should hold"
+    module = import_module(f"{job.recipe.paper}.main")
+    from common.files import plain
+    from common.run import FREE_FLAGS
+
+    now = plain(vars(module.parse_arguments(job.train[1:])))
+    differing = [f"--{name} was {value}, is {now[name]}" for name, value in found["flags"].items()
+                 if name in now and name not in FREE_FLAGS | SPELT and now[name] != value]  # fmt: skip
+    return f"command: {'; '.join(differing)}" if differing else ""
+
+
+def _changed_data(found: dict) -> str:
+    from common.datasets import data_root
+    from common.datasets.checksums import MD5
+
+    sums = dict(found["data_checksums"])
+    for each in found.get("unknown_checksums", {}).values():
+        sums |= each
+    for name, value in sums.items():
+        if name in MD5 and value.startswith("md5:") and value != f"md5:{MD5[name]}":
+            return f"data: {name}"
+        path = data_root() / name
+        if value.startswith("sha256:") and path.is_file() and _sha256(path) != value.removeprefix("sha256:"):
+            return f"data: {name}"
+    return ""
+
+
+@cache
+def _sha256(path: Path) -> str:
+    from common.files import sha256
+
+    return sha256(path)
+
+
+def _changed_code(what: str, version: str, files: Iterable[str]) -> str:
+    commit = version.split("+")[0]
+    changed = [name for name in files if _program_at(commit, name) not in (None, _program_now(name))]
+    return f"{what}: {', '.join(changed)}" if changed else ""
+
+
+@cache
+def _program_now(name: str) -> str:
+    path = ROOT / name
+    return _program(path.read_text()) if path.exists() else ""
+
+
+@cache
+def _program_at(version: str, name: str) -> str | None:
+    """The program of a file at a commit; None where git does not know (no repository, shallow clone)."""
+    command = ["git", "-C", str(ROOT), "show", f"{version}:{name}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return _program(done.stdout) if done.returncode == 0 else None
+
+
+def _program(text: str) -> str:
+    """The syntax tree of a Python file without docstrings: what comments and line breaks do not change."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0].value.value = ""
+    return ast.dump(tree)
+
+
+def state(answers: Iterable[Answer], job: Job, code: Mapping[str, Iterable[str]], root: Path | None = None) -> tuple[str, str]:
+    """State of one job for the answers asked of it: done, stale, data missing or open; and the reason."""
+    found = [record(answer, job) for answer in answers]
+    if found and all(found):
+        reason = next((text for entry in found if (text := staleness(entry, job, code))), "")
+        return ("stale", reason) if reason else ("done", "")
+    absent = missing_data(job.recipe, root)
+    if absent:
+        return "data missing", ", ".join(absent)
+    have = sum(entry is not None for entry in found)
+    return "open", f"{have} of {len(found)} scores recorded" if have else ""

@@ -1,0 +1,197 @@
+"""The ledger: runs are found, made, resumed, recorded, compared and verified as a user does it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import comparison, ledger, reproduce, results
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = {
+    "train": "cssr/main.py --preset digits --max_epochs 3 --split {split} --seed {seed} --save {name}",
+    "test": "cssr/test.py --save {name} --score fused msp --record digits",
+    "table": "digits", "data": ["digits"], "splits": ["first-6"], "seeds": [0, 1], "device": "cpu", "minutes": 1, "worth": 1,
+    "note": "reduced recipe",
+}  # fmt: skip
+ROWS = {
+    "code": {"training": ["cssr/model.py"], "scoring": ["cssr/scores.py"]}, "tables": {"1": "Table 1"}, "data_missing": ["svhn"],
+    "sources": {"paper": {"text": "a paper, Table 1", "certainty": "paper"}, "ours": {"text": "", "certainty": "no paper"}},
+    "runs": {"digits-pcssr": RUN, "svhn-pcssr": RUN | {"data": ["svhn"], "splits": ["cssr-a"], "worth": 9}},
+    "rows": [
+        {"id": "fused", "table": "1", "label": "CSSR", "known": "digits", "unknown": "digits-unknown", "metric": "auroc",
+         "published": 0.1, "source": "paper", "answers": [{"run": "digits-pcssr", "method": "pcssr-fused"}]},
+        {"id": "msp", "table": "1", "label": "MSP", "known": "digits", "unknown": "digits-unknown", "metric": "closed_accuracy",
+         "published": None, "source": "ours", "answers": [{"run": "digits-pcssr", "method": "pcssr-msp"}]},
+        {"id": "svhn", "table": "1", "label": "CSSR", "known": "svhn", "unknown": "svhn-unknown", "metric": "auroc",
+         "published": 0.979, "source": "paper", "answers": [{"run": "svhn-pcssr", "method": "pcssr-fused"}]},
+        {"id": "peer", "table": "1", "label": "Peer", "known": "svhn", "unknown": "svhn-unknown", "metric": "auroc",
+         "published": 0.9, "source": "paper", "reason": "not in this repository"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of the repository with a small ledger of its own, and a way to run commands in it."""
+    folder = tmp_path_factory.mktemp("house") / "copy"
+    left_out = shutil.ignore_patterns(".*", "runs", "tests", "__pycache__", "records", "*.safetensors", "data", "notebooks")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    for path in folder.glob("*/rows.json"):
+        path.unlink()
+    for path in [*folder.glob("*/README.md"), folder / "README.md"]:
+        path.write_text("# A folder\n\n<!-- ledger: paper=cssr -->\n<!-- end ledger -->\n")
+    (folder / "checkpoints" / "MANIFEST.json").unlink()
+    (folder / "results" / "records").mkdir()
+    (folder / "cssr" / "rows.json").write_text(json.dumps(ROWS))
+    (folder / "no_data").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(folder), "OSR_DATA_DIR": str(folder / "no_data")}
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True)
+
+    run.folder = folder
+    return run
+
+
+def reproduce_in(house, *arguments):
+    return house("-m", "common.reproduce", *arguments)
+
+
+def test_a_row_is_run_recorded_compared_and_verified(house):
+    listed = reproduce_in(house, "list").stdout
+    assert "digits-pcssr" in listed and "2 open" in listed and "data missing" in listed
+
+    stopped = reproduce_in(house, "run", "--open", "--time_limit", "0")
+    assert stopped.returncode == 0 and "repeat the command" in stopped.stdout
+    done = reproduce_in(house, "run", "--open")
+    assert done.returncode == 0, done.stderr
+    assert "svhn-pcssr-cssr-a-s0: data missing (svhn)" in done.stdout
+    records = sorted(p.name for p in (house.folder / "results/records/cssr").glob("*.json"))
+    assert records == [f"digits-digits-pcssr_{score}-first_6-s{seed}.json" for score in ("fused", "msp") for seed in (0, 1)]
+    assert "2 done" in reproduce_in(house, "list").stdout
+    assert "digits-pcssr-first-6-s0: done" in reproduce_in(house, "run", "fused").stdout
+
+    assert reproduce_in(house, "check").returncode == 2
+    assert reproduce_in(house, "table").returncode == 0
+    assert reproduce_in(house, "check").returncode == 0
+    page = house.folder / "results" / "README.md"
+    before = {path: path.read_bytes() for path in (page, house.folder / "results/cssr.csv", house.folder / "cssr/README.md",
+                                                   house.folder / "results/figures/paper_vs_ours.png")}  # fmt: skip
+    assert reproduce_in(house, "table").returncode == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert "better by" in page.read_text() and "reduced recipe" in page.read_text()
+    assert "data missing: svhn" in page.read_text() and "not comparable: not in this repository" in page.read_text()
+    page.write_text(page.read_text().replace(".100", ".200"))
+    wrong = reproduce_in(house, "check")
+    assert wrong.returncode == 2 and "results/README.md" in wrong.stderr
+
+    added = house("-m", "common.checkpoints", "add", "runs/cssr/digits-pcssr-first-6-s0", "cssr-digits")
+    assert added.returncode == 0, added.stderr
+    expected = json.loads((house.folder / "checkpoints/MANIFEST.json").read_text())["cssr-digits"]["expected"]
+    assert set(expected) == {"digits-digits-pcssr_fused-first_6-s0", "digits-digits-pcssr_msp-first_6-s0"}
+    verified = reproduce_in(house, "verify", "digits-pcssr")
+    assert verified.returncode == 0 and "pcssr-fused as recorded" in verified.stdout, verified.stderr
+    path = house.folder / "results/records/cssr" / records[0]
+    record = json.loads(path.read_text())
+    record["metrics"]["digits-unknown"]["auroc"] -= 0.01
+    path.write_text(json.dumps(record))
+    assert "auroc against digits-unknown: recorded" in (failed := reproduce_in(house, "verify", "fused")).stdout
+    assert failed.returncode == 1
+
+    rows = json.loads(json.dumps(ROWS))
+    rows["runs"]["digits-pcssr"]["train"] = RUN["train"].replace("epochs 3", "epochs 4")
+    (house.folder / "cssr" / "rows.json").write_text(json.dumps(rows))
+    listed = reproduce_in(house, "list").stdout
+    assert "2 stale" in listed and "--max_epochs was 3, is 4" in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "digits-pcsr"), "nearest: digits-pcssr"),
+        (("run",), "--open"),
+        (("run", "--open", "--shard", "2/2"), "--shard wants I/N"),
+        (("list", "--paper", "nobody"), "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_line(house, arguments, said):
+    done = reproduce_in(house, *arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_comments_and_docstrings_do_not_make_a_record_stale():
+    first = 'def f(x):\n    """Old."""\n    return x + 1\n'
+    assert ledger._program(first) == ledger._program('# why\ndef f(x):\n    """New."""\n    return (x\n        + 1)\n')
+    assert ledger._program(first) != ledger._program(first.replace("1", "2"))
+
+
+@pytest.fixture
+def records_of(tmp_path, monkeypatch):
+    """Write records with given values of a metric, one a split, and return the row they answer."""
+    monkeypatch.setattr(results, "RECORDS", tmp_path)
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+
+    def write(published, values, metric="auroc", unknown="digits-unknown", wanted=None):
+        count = wanted or len(values)
+        splits = tuple(f"cssr-{n}" for n in range(count))
+        recipe = ledger.Recipe("cssr", "run", "", "", "t", ("digits",), splits, (0,), "cpu", 1, 1)
+        answer = ledger.Answer(recipe, "m", "digits-unknown")
+        for job, value in zip(recipe.jobs(), values):
+            path = answer.record_file(job)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"metrics": {unknown: {metric: value, "macro_f1_validation": 0.25}}}))
+        return ledger.Row("cssr", "r", "1", "CSSR", "digits", "digits-unknown", metric, published, "", "paper", [answer])
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("published", "values", "verdict"),
+    [
+        (0.9, [0.905], "reproduced"),
+        (0.9, [0.88], "worse by .020"),
+        (0.9, [0.95], "better by .050"),
+        (0.9, [0.84, 0.94, 0.86], "reproduced"),  # inside the 95 % interval of three runs
+        (None, [0.95], "no published value"),
+    ],
+)
+def test_verdicts(records_of, published, values, verdict):
+    assert comparison.compared(records_of(published, values)).verdict == verdict
+
+
+def test_remarks_of_a_verdict(records_of):
+    found = comparison.compared(records_of(0.9, [0.9], unknown="digits-unknown (rebuilt)", wanted=5))
+    assert found.verdict == "reproduced; 1 of 5 runs; rebuilt data"
+    assert found.half is None and found.ours == ".900"
+
+
+def test_a_papers_macro_f1_stands_beside_the_honest_one(records_of):
+    assert comparison.compared(records_of(0.9, [0.9], metric="macro_f1_argmax")).honest == 0.25
+    assert comparison.compared(records_of(0.9, [0.9])).honest is None
+
+
+def test_rows_that_cannot_be_answered_say_why(tmp_path):
+    broken = json.loads(json.dumps(ROWS))
+    del broken["rows"][3]["reason"]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(broken))
+    with pytest.raises(UserError, match="row peer: neither a run answers it nor a reason"):
+        ledger.read("cssr", path)
+
+
+def test_shards_cover_every_job_once():
+    jobs = list(range(10))
+    parts = [jobs[part::parts] for part, parts in (reproduce.shard(f"{i}/3") for i in range(3))]
+    assert sorted(job for part in parts for job in part) == jobs
+
+
+def test_committed_tables_equal_their_records():
+    """A number typed into a generated table makes this fail."""
+    wrong = [path.name for path, text in comparison.generated().items() if not path.exists() or path.read_text() != text]
+    assert not wrong, f"run python -m common.reproduce table: {wrong}"
