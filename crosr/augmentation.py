@@ -1,7 +1,8 @@
 """The augmentations that CROSR was trained with, beside the plain ones of `common.training`.
 
-`released`, of the PyTorch release: brightness and hue, random affine map, flip. `paper`, of the authors' release: rotation,
-PCA lighting, flip, random expansion, random crop; the network resizes the crop (`crosr.model.DHRNet`, `crop_size`).
+`released`, of the PyTorch release: brightness and hue, random affine map, flip. `paper`, of the authors' release:
+rotation, PCA lighting, flip, random expansion, random crop; the network resizes the crop (`crosr.model.DHRNet`,
+`crop_size`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def augmentation(
     seed, low_resolution_epochs
         See `common.training.augmentation`; the plain ones only.
     mean : sequence of float
-        Mean colour of the training images on the 0..1 scale, one per channel; `paper` fills its canvas with it, which is 0
-        after normalisation.
+        Mean colour of the training images on the 0..1 scale, one per channel; `paper` fills its canvas with it,
+        which is 0 after normalisation.
     random_angle : float
         `paper`: largest rotation either way, degrees.
     pca_sigma : float
@@ -60,7 +61,8 @@ def augmentation(
         jitter = ColourJitter(brightness=0.5, hue=0.3 if coloured else 0)
         return Compose(jitter, RandomAffine(30, translate=(0.2, 0.2), scale=(0.75, 1.0)), RandomFlip(0.5))
     if pca_sigma and not coloured:
-        raise UserError(f"PCA lighting wants three colour channels, the images have {len(mean)}: --pca_sigma 0 leaves it out")
+        raise UserError(f"PCA lighting wants three colour channels, the images have {len(mean)}:"
+                        " --pca_sigma 0 leaves it out")
     if expand_ratio < 1:
         raise UserError(f"--expand_ratio expects a number of at least 1, got {expand_ratio}")
     fill = [round(255 * value) for value in mean]

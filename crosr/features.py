@@ -42,7 +42,10 @@ def forward(model, devices) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def set_name(features: str, pooling: str) -> str:
-    """Name of a feature set in statistics and caches: `logits`, `latents_max` or `latents_avg`."""
+    """Name of a feature set in statistics and caches: `logits`, `latents_max` or `latents_avg`; refuses others."""
+    if features not in FEATURES or pooling not in POOLINGS:
+        raise UserError(f"features must be one of {', '.join(FEATURES)} and pooling one of {', '.join(POOLINGS)},"
+                        f" got {features!r} and {pooling!r}")
     return LOGITS if features == LOGITS else f"latents_{pooling}"
 
 
@@ -63,13 +66,10 @@ def activation_vectors(arrays: Mapping[str, np.ndarray], features: str = WITH_LA
     UserError
         Latents are asked for and the arrays have none.
     """
-    if features not in FEATURES or pooling not in POOLINGS:
-        raise UserError(f"features must be one of {', '.join(FEATURES)} and pooling one of {', '.join(POOLINGS)},"
-                        f" got {features!r} and {pooling!r}")
-    logits = np.asarray(arrays["logits"], dtype=np.float64)
+    name, logits = set_name(features, pooling), np.asarray(arrays["logits"], dtype=np.float64)
     if features == LOGITS:
         return logits
-    latents = arrays.get(set_name(features, pooling))
+    latents = arrays.get(name)
     if latents is None or not latents.shape[1]:
         raise UserError(f"{features} with {pooling} pooling wants latents, and there are logits only: --features {LOGITS}")
     return np.concatenate([logits, latents.astype(np.float64)], axis=1)

@@ -33,8 +33,8 @@ RELEASED_MEAN, RELEASED_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 class Output(NamedTuple):
     """What the network gives for N images.
 
-    `logits (N, K)`; `latents` z_L, ..., z_1, top first, each `(N, 32, h, w)`; `reconstruction` and `target`, the normalised
-    input, both `(N, C, H, W)`.
+    `logits (N, K)`; `latents` z_L, ..., z_1, top first, each `(N, 32, h, w)`; `reconstruction` and `target`, the
+    normalised input, both `(N, C, H, W)`.
     """
 
     logits: torch.Tensor
@@ -61,8 +61,8 @@ class DHRNet(nn.Module):
     norm : str
         `batch` or `none`: normalisation after the convolutions of the plain nets.
     variant : str
-        `paper`: four convolutions in the plain net's third stage, linear reconstruction; `released`: three, and a ReLU on the
-        reconstruction, as in the PyTorch release.
+        `paper`: four convolutions in the plain net's third stage, linear reconstruction; `released`: three, and a ReLU
+        on the reconstruction, as in the PyTorch release.
     dropout_at_test : bool
         Leave dropout on in evaluation mode, as the PyTorch release does.
     crop_size : int, optional
@@ -90,7 +90,7 @@ class DHRNet(nn.Module):
         self.expansion_relu = network.expansion_relu
 
     def inputs(self, images: torch.Tensor) -> torch.Tensor:
-        """Network inputs of uint8 images `(N, C, H, W)` (floats count as normalised already): cropped and resized where asked."""
+        """Network inputs of images `(N, C, H, W)`, cropped and resized where asked; floats count as normalised."""
         images = self.normalise(images)
         if self.crop_size:
             top, left = ((side - self.crop_size) // 2 for side in images.shape[2:])
@@ -116,7 +116,7 @@ class DHRNet(nn.Module):
 
 
 def pooled_latents(latents: Sequence[torch.Tensor], pooling: str = "max") -> torch.Tensor:
-    """Latent maps `(N, C_l, h, w)`, pooled over positions (`max` or `avg`) and joined in their order, `(N, sum of C_l)`."""
+    """Latent maps `(N, C_l, h, w)`, pooled over positions (`max`, `avg`) and joined in order, `(N, sum of C_l)`."""
     if pooling not in POOLINGS:
         raise UserError(f"unknown pooling {pooling!r}, choose from {', '.join(POOLINGS)}")
     return torch.cat([z.amax((2, 3)) if pooling == "max" else z.mean((2, 3)) for z in latents], dim=1)

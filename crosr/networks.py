@@ -1,4 +1,4 @@
-"""The encoders of CROSR and their decoders' layers: plain (VGG type), densenet, and small plain nets for 28x28 and 8x8 images.
+"""CROSR's encoders with their decoders' layers: plain (VGG type), densenet, and small plain nets for 28x28 and 8x8.
 
 `build_network` gives the parts that `crosr.model.DHRNet` joins: stages f_l, classifier, decoder layers g_l.
 """
@@ -26,8 +26,9 @@ DEFAULT_WIDTH = {"plain": 64, "densenet": 24, "convnet28": 100, "convnet8": 32}
 class Network(NamedTuple):
     """Parts of a deep hierarchical reconstruction net, bottom level first.
 
-    `stages[l]` maps x_l to x_(l+1) of `channels[l]` channels; `classifier` maps the top one to logits; `decoders[l]` maps
-    `channels[l]` back to the channels below (the image's for l = 0); `expansion_relu`: ReLU after the lateral's expansion.
+    `stages[l]` maps x_l to x_(l+1) of `channels[l]` channels; `classifier` maps the top one to logits; `decoders[l]`
+    maps `channels[l]` back to the channels below (the image's for l = 0); `expansion_relu`: ReLU after the lateral's
+    expansion.
     """
 
     stages: list[nn.Module]
@@ -49,7 +50,7 @@ class Dropout(nn.Module):
 
 
 class Flatten(nn.Module):
-    """Flatten a map `(N, C, h, w)` for a linear layer; a map of another size than `size` is average-pooled to it first."""
+    """Flatten a map `(N, C, h, w)` for a linear layer; one of another size is average-pooled to `size` first."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -117,8 +118,9 @@ class DenseLayer(nn.Module):
 def dense_network(in_channels: int, classes: int, growth: int, layers: int = 32, stem: int = 16) -> Network:
     """DenseNet without bottlenecks or compression: three blocks of 32 layers (Huang et al. 2017).
 
-    Laterals leave at a block's end, before the transition. The sources give the channels 784, 1552 and 2320 at growth 24;
-    the decoder's inner activations they leave open: ReLU, as in the plain net. Its output is linear in both variants.
+    The authors' release, which gives 784, 1552 and 2320 channels at growth 24; the paper speaks of depth 92. Laterals
+    leave at a block's end, before the transition. The decoder's inner activations are not known: ReLU here, as in the
+    plain net. Its output is linear in both variants.
     """
     stages, channels, decoders, inputs = [], [], [], stem
     for level in range(3):
@@ -152,9 +154,10 @@ def build_network(
     Parameters
     ----------
     name : str
-        `plain`: two stages of two and one of four (variant `released`: three) convolutions, `width` channels doubled from
-        stage to stage, two linear layers of 16 x `width`. `convnet28`, the MNIST net: stages of three and two convolutions
-        of `width`, one linear layer of 5 x `width`. `convnet8`: two stages of two. `densenet`: `width` is the growth rate.
+        `plain`: two stages of two and one of four (variant `released`: three) convolutions, `width` channels doubled
+        from stage to stage, two linear layers of 16 x `width`. `convnet28`, the MNIST net: stages of three and two
+        convolutions of `width`, one linear layer of 5 x `width`. `convnet8`: two stages of two convolutions, channels
+        doubled, one linear layer of 4 x `width`. `densenet`: `width` is the growth rate.
     image_size : int
         Height and width in pixels that the linear layers are made for.
 
@@ -169,8 +172,8 @@ def build_network(
         raise UserError(f"unknown variant {variant!r}, choose from {', '.join(VARIANTS)}")
     if image_size % STRIDE[name]:
         fitting = FOR_SIZE.get(image_size)
-        raise UserError(f"backbone {name} wants images whose side is a multiple of {STRIDE[name]} pixels, got {image_size}"
-                        + (f"; {fitting} fits" if fitting else ""))
+        raise UserError(f"backbone {name} wants images whose side is a multiple of {STRIDE[name]} pixels,"
+                        f" got {image_size}" + (f"; {fitting} fits" if fitting else ""))
     width = width or DEFAULT_WIDTH[name]
     if name == "densenet":
         if norm != "batch":

@@ -11,7 +11,7 @@ Ranks are those of y, distances those of v. Everything is fitted from the statis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,9 @@ def record_name(name: str, found: Mapping[str, Variant], classes: int, defaults:
 
 
 def needs_training_images(statistics: Mapping[str, np.ndarray], tails: Sequence[int]) -> bool:
-    """Whether a tail is larger than what the checkpoint holds, although every class has images enough for it."""
+    """Whether a tail is larger than what the checkpoint holds (if any), although every class has images enough for it."""
+    if not statistics:
+        return True
     return max(tails, default=0) > stored_tail(statistics) and max(tails) <= statistics["used"].min()
 
 
@@ -107,6 +109,8 @@ def fit(statistics: Mapping[str, np.ndarray], variant: Variant, class_names: Seq
     """
     name, settings = set_name(variant.features, variant.pooling), variant.settings
     if f"{name}.means" not in statistics:
+        if not statistics:
+            raise UserError("the checkpoint holds no training statistics: evaluate it on its data, not on pictures alone")
         raise UserError(f"the run has no statistics of {variant.features} with {variant.pooling} pooling: its network has no"
                         f" latents; --features {LOGITS} works on the logits alone")
     model = OpenMax(**settings)
@@ -116,6 +120,15 @@ def fit(statistics: Mapping[str, np.ndarray], variant: Variant, class_names: Seq
     means, distances = statistics[f"{name}.means"], statistics[f"{name}.{model.distance}"]
     calibration = Calibration(means, distances, statistics["used"], statistics["labelled"])
     return model.fit_calibration(calibration, class_names)
+
+
+def check(statistics: Mapping[str, np.ndarray], asked: Iterable[Variant], class_names: Sequence[str], dry_run: bool) -> None:
+    """Raise what `fit` will raise for these variants, before the network runs."""
+    for variant in asked:
+        if dry_run or needs_training_images(statistics, [variant.settings["tail_size"]]):
+            OpenMax(**variant.settings)
+        else:
+            fit(statistics, variant, class_names)
 
 
 def zscore(logits, mean, std, classes=None, two_sided: bool = True) -> np.ndarray:

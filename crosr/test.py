@@ -75,10 +75,11 @@ def main(argv=None) -> None:
     from common.devices import Devices
     from common.evaluation import Trained, parts_to_score, report
     from common.files import sha256, write_json
-    from common.sweep import parse_sweep, write_sweep
+    from common.sweep import combinations, parse_sweep, write_sweep
     from crosr.features import FeatureFile, forward, stored_statistics
     from crosr.model import DHRNet
     from crosr.scores import (
+        check,
         fit,
         needs_training_images,
         record_name,
@@ -87,21 +88,23 @@ def main(argv=None) -> None:
         statistics_for,
         variants,
     )
-    from crosr.sweep import settings_of, sweep
+    from crosr.sweep import settings_of, sweep, varied
 
     trained = Trained(args, PAPER)
     header, classes = trained.header, len(trained.header["class_names"])
     args.unknown = args.unknown or default_unknown(header["data"]["known_dataset"], header["data"]["split"])
     found, base = variants(args, classes)
     grid = parse_sweep(args.sweep, settings_of(base)) if args.sweep else {}
-    tails = [*(variant.settings["tail_size"] for variant in found.values()), *grid.get("tail_size", [])]
-    if grid:
-        tails.append(base.settings["tail_size"])
+    if args.dry_run and "tail_size" in grid:
+        grid["tail_size"] = [base.settings["tail_size"]]
+    asked = [*found.values(), *(varied(base, chosen) for chosen in combinations(grid) if chosen)]
+    tails = [variant.settings["tail_size"] for variant in asked]
+    stored = stored_statistics(trained.tensors)
+    check(stored, asked, header["class_names"], args.dry_run)
     model = DHRNet(**header["model"])
     trained.fill(model)
     devices = Devices(args)
     model = devices.setup(model).eval()
-    stored = stored_statistics(trained.tensors)
     if args.images:
         judge_images(args, trained, forward(model, devices), devices, found, stored)
         return
