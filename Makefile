@@ -16,7 +16,7 @@ bench: .venv/installed-tests
 	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
 
 table: .venv/installed
-	$(RUN) -m common.results table
+	$(RUN) -m common.reproduce table
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.12 or so" if sys.version_info < (3, 10) else 0)'

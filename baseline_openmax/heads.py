@@ -15,11 +15,17 @@ from common.scores import SCORES
 PREFIX = "statistics.openmax."
 
 
-def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict) -> OpenMax:
-    """Fit on the training part of scored arrays (`logits target split class_names`)."""
+def fit_openmax(arrays: Mapping[str, np.ndarray], settings: dict, dry_run: bool = False) -> OpenMax:
+    """Fit on the training part of scored arrays (`logits target split class_names`).
+
+    A dry run has few images and hardly any that are classified correctly: there all count, and the tail shrinks to them.
+    """
     train = arrays["split"] == TRAIN
     if not train.any():
         raise UserError("OpenMax is fitted on training logits, and none were scored")
+    if dry_run:
+        fewest = int(np.bincount(arrays["target"][train]).min())
+        settings = settings | {"correct_only": False, "tail_size": min(settings["tail_size"], fewest)}
     names = [str(name) for name in arrays["class_names"]]
     return OpenMax(**settings).fit(arrays["logits"][train], arrays["target"][train], class_names=names)
 

@@ -80,6 +80,11 @@ def get_args_parser() -> ScriptParser:
     return parser
 
 
+def parse_arguments(argv=None):
+    """Flags, with those of the preset as defaults."""
+    return parse(get_args_parser(), argv, PRESETS)
+
+
 def model_settings(args, data) -> dict:
     """Constructor arguments of the classifier for a data set; the backbone follows the image size when none is named."""
     from baseline_openmax.model import BACKBONE_FOR_SIZE
@@ -94,7 +99,7 @@ def model_settings(args, data) -> dict:
 
 
 def main(argv=None) -> None:
-    args = parse(get_args_parser(), argv, PRESETS)
+    args = parse_arguments(argv)
     import torch
     from torch.nn import functional
 

@@ -61,7 +61,7 @@ def main(argv=None) -> None:
     arrays = outputs(function, parts_to_score(args, data, fits), devices.device, args.batch_size)
     arrays["prediction"] = arrays["logits"].argmax(1)
     arrays["class_names"] = np.array(data.class_names)
-    openmax = {name: fitted or fit_openmax(arrays, settings[name]) for name, fitted in openmax.items()}
+    openmax = {name: fitted or fit_openmax(arrays, settings[name], args.dry_run) for name, fitted in openmax.items()}
     seconds = time.monotonic() - begun
 
     names = score_names(args.score, openmax)

@@ -217,15 +217,17 @@ def records(answer: Answer) -> list[dict]:
     return found
 
 
-def missing_data(recipe: Recipe, root: Path | None = None) -> list[str]:
-    """Data sets of a recipe that are not here."""
+def missing_data(job: Job, root: Path | None = None) -> list[str]:
+    """What a job needs and is not here: data sets, or a known set whose split has classes that are not here."""
     from common.datasets import data_root, resolve_name
-    from common.datasets.presence import part_path
+    from common.datasets.presence import absent_classes, part_path
 
     root = data_root(root)
-    known, *unknown = recipe.data
+    known, *unknown = job.recipe.data
     needed = [(known, True), (known, False), *((name, False) for name in unknown)]
     absent = [name for name, train in needed if part_path(resolve_name(name), train, root) is None]
+    if known not in absent and (classes := absent_classes(resolve_name(known), job.split, root)):
+        absent.append(f"{known} ({classes} classes of {job.split})")
     return list(dict.fromkeys(absent))
 
 
@@ -318,7 +320,7 @@ def state(answers: Iterable[Answer], job: Job, code: Mapping[str, Iterable[str]]
     if found and all(found):
         reason = next((text for entry in found if (text := staleness(entry, job, code))), "")
         return ("stale", reason) if reason else ("done", "")
-    absent = missing_data(job.recipe, root)
+    absent = missing_data(job, root)
     if absent:
         return "data missing", ", ".join(absent)
     have = sum(entry is not None for entry in found)

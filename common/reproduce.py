@@ -22,6 +22,7 @@ from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import TimeUp, UserError, nearest
 
 # Half precision moves a stored network's scores a little; measured differences are below a third of this.
+NEXT_SPLIT = 0.85  # a further split or seed is worth this much of the one before
 TOLERANCE = {"closed_accuracy": 0.002, "auroc": 0.003, "oscr": 0.003}
 
 
@@ -132,7 +133,7 @@ def list_rows(args) -> None:
         for row in book.rows:
             if (args.table and row.table != args.table) or (args.data and row.known != args.data):
                 continue
-            found = compared(row)
+            found = compared(row, frozenset(book.data_missing))
             total += 1
             print(f"{row.paper + '/' + row.id:46} {results.number(row.published):>9} {found.ours:>14}  {found.verdict}")
     print(f"{total} rows")
@@ -150,10 +151,10 @@ def jobs_to_run(args) -> list[tuple[ledger.Ledger, ledger.Job]]:
         for number, job in enumerate(recipe.jobs(args.seeds)):
             if args.splits and job.split not in args.splits:
                 continue
-            jobs.append((-recipe.worth, number, book, job))
-    jobs.sort(key=lambda entry: entry[:2])
+            jobs.append((recipe.worth * NEXT_SPLIT**number, book, job))
+    jobs.sort(key=lambda entry: -entry[0])
     chosen = []
-    for _, _, book, job in jobs:
+    for _, book, job in jobs:
         found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
         if found == "data missing":
             print(f"{job.name}: data missing ({reason})", flush=True)
@@ -177,7 +178,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def run_jobs(args) -> None:
     """Train and evaluate; what was interrupted goes on, what is finished is not trained again."""
-    begun = time.monotonic()
+    begun, failed = time.monotonic(), []
     for book, job in jobs_to_run(args):
         left = None if args.time_limit is None else args.time_limit - (time.monotonic() - begun) / 60
         if left is not None and left <= 0:
@@ -185,22 +186,33 @@ def run_jobs(args) -> None:
         passed_on = ["--device", args.device] if args.device else []
         passed_on += ["--data_dir", str(args.data_dir)] if args.data_dir else []
         print(f"== {job.name}", flush=True)
-        if args.dry_run:
-            with tempfile.TemporaryDirectory() as folder:
-                place = ["--run_dir", folder, "--dry_run", *passed_on]
-                execute([*without(job.train, "--save"), "--overwrite", *place])
-                execute([*without(without(job.test, "--save"), "--record"), *place])
-            continue
-        if args.stale and finished(job):
-            found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
-            if found == "stale" and not reason.startswith("scoring"):
-                shutil.rmtree(job.directory())
+        try:
+            run_job(args, book, job, left, passed_on)
+        except UserError as error:
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+            failed.append(job.name)
+    if failed:
+        raise UserError(f"{len(failed)} run(s) failed, their own messages are above: {', '.join(failed)}")
+
+
+def run_job(args, book: ledger.Ledger, job: ledger.Job, left: float | None, passed_on: list[str]) -> None:
+    """Train and evaluate one job, within the minutes that are left."""
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            place = ["--run_dir", folder, "--dry_run", *passed_on]
+            execute([*without(job.train, "--save"), "--overwrite", *place])
+            execute([*without(without(job.test, "--save"), "--record"), *place])
+        return
+    if args.stale and finished(job):
+        found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
+        if found == "stale" and not reason.startswith("scoring"):
+            shutil.rmtree(job.directory())
+    if not finished(job):
+        limit = ["--time_limit", f"{left:.2f}"] if left is not None else []
+        execute([*job.train, "--resume", *limit, *passed_on])
         if not finished(job):
-            limit = ["--time_limit", f"{left:.2f}"] if left is not None else []
-            execute([*job.train, "--resume", *limit, *passed_on])
-            if not finished(job):
-                raise TimeUp("time limit reached; repeat the command to go on")
-        execute([*job.test, *passed_on])
+            raise TimeUp("time limit reached; repeat the command to go on")
+    execute([*job.test, *passed_on])
 
 
 def finished(job: ledger.Job) -> bool:
@@ -218,7 +230,7 @@ def without(command: list[str], flag: str) -> list[str]:
 
 
 def execute(command: list[str]) -> None:
-    """Run one of our scripts as a user does; a failure ends everything with its command."""
+    """Run one of our scripts as a user does; a failure is a `UserError` with its command."""
     done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT, check=False)
     if done.returncode:
         raise UserError(f"exit code {done.returncode}: python {' '.join(command)}")

@@ -35,6 +35,11 @@ def parse_sweep(words: Sequence[str], settings: Mapping) -> dict[str, list]:
     return grid
 
 
+def combinations(grid: Mapping[str, list]) -> list[dict]:
+    """Every combination of the grid's values, setting to value; the last setting varies fastest."""
+    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+
+
 def sweep(
     grid: Mapping[str, list], scored: Callable[[dict], Mapping[str, np.ndarray]],
     counted: Callable[[Mapping[str, np.ndarray]], dict] = lambda result: {},
@@ -58,9 +63,7 @@ def sweep(
     from tqdm import tqdm
 
     rows = []
-    combinations = list(itertools.product(*grid.values()))
-    for values in tqdm(combinations, desc="sweep", delay=2, leave=False, disable=None):
-        chosen = dict(zip(grid, values))
+    for chosen in tqdm(combinations(grid), desc="sweep", delay=2, leave=False, disable=None):
         result = scored(chosen)
         metrics = evaluate(result["target"], result["prediction"], result["unknown_score"], split=result["split"],
                            probabilities=result["probabilities"])  # fmt: skip

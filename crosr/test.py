@@ -67,6 +67,18 @@ def default_unknown(known_dataset: str, split: str) -> list[str]:
     return ["rest"] if chosen.unknown or chosen.unknown_dataset else [UNKNOWN_OF.get(dataset, "noise")]
 
 
+def check_sizes(unknown, model_config) -> None:
+    """Refuse images (native crops of 36 pixels) that the decoder cannot halve and double again."""
+    from common.errors import UserError
+    from crosr.networks import STRIDE
+
+    step = STRIDE[model_config["backbone"]]
+    for name, images in unknown.items():
+        if any(side % step for side in images.shape[1:]) and not model_config["crop_size"]:
+            raise UserError(f"{name} has images of {images.shape[1]} pixels, backbone {model_config['backbone']} wants multiples"
+                            f" of {step}: --odin_crop center or resize")
+
+
 def main(argv=None) -> None:
     args = parse(get_args_parser(), argv)
     import numpy as np
@@ -110,6 +122,7 @@ def main(argv=None) -> None:
         return
     begun = time.monotonic()
     data = trained.data(args)
+    check_sizes(data.unknown, header["model"])
     torch.manual_seed(args.seed)  # of the dropout of runs with --dropout_at_test
     drawn = f"dropout {args.seed}" if header["model"].get("dropout_at_test") else ""
     network = " ".join([*map(sha256, trained.files), devices.precision, drawn])

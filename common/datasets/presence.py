@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .catalogue import CATALOGUE, find
-from .readers_folders import outlier_place
+from .readers_folders import outlier_place, tinyimagenet_wnids
 from .streaming import locate_folder
 
 
@@ -41,3 +41,14 @@ def part_path(name: str, train: bool, root: Path) -> Path | None:
     if entry.reader == "outliers":
         return outlier_place(name, root)
     return locate_folder(name, train, root)
+
+
+def absent_classes(name: str, split: str, root: Path) -> int:
+    """How many known classes of a split have no training images here; sets other than Tiny ImageNet are whole or absent."""
+    if name != "tinyimagenet":
+        return 0
+    from .splits import find_split
+
+    place = part_path(name, True, root)
+    names = tinyimagenet_wnids(place)
+    return sum(not (place / "train" / names[label]).is_dir() for label in find_split(name, split).known)

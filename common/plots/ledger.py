@@ -15,13 +15,14 @@ ROW_INCHES = 0.185
 def draw(books: list[Ledger], path: str | Path) -> Path:
     """Draw one panel a paper: hollow diamonds are published values, discs ours with 95 % interval, names only where not run.
 
-    Rows of methods that are not in this repository, and rows without a published value, are left out.
+    Rows of methods that are not in this repository, without a published value, or whose data are missing are left out.
     """
     panels = []
     for book in books:
-        rows = [row for row in book.rows if row.answers and row.published is not None]
+        rows = [(row, compared(row, absent_data(book))) for row in book.rows if row.answers and row.published is not None]
+        rows = [(row, found) for row, found in rows if not found.verdict.startswith("data missing")]
         if rows:
-            panels.append((book, [(row, compared(row, absent_data(book))) for row in rows]))
+            panels.append((book, rows))
     # Two columns of about equal length.
     columns: list[list] = [[], []]
     for panel in sorted(panels, key=lambda entry: -len(entry[1])):

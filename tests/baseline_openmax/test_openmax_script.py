@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from baseline_openmax.sweep import parse_sweep
 from common import checkpoints
 from common.errors import UserError
 from common.openmax import OpenMax
+from common.sweep import parse_sweep
 
 SETTINGS = {"tail_size": 20, "alpha": 6, "distance": "eucos", "translation": 1.0}
 

@@ -206,7 +206,7 @@ def test_a_new_evaluation_removes_the_scores_of_the_old(run, own_run):
 
 
 def test_openmax_records_name_what_is_not_the_default():
-    from baseline_openmax.heads import record_method
+    from common.openmax_flags import record_method
 
     settings = {"openmax": {"tail_size": 50, "alpha": 6, "distance": "cosine", "softmax": "after"}}
     assert record_method("openmax", settings, 6) == "openmax-tail50-distance_cosine"

@@ -279,6 +279,16 @@ def test_default_unknown_set(known, split, expected):
     assert script.default_unknown(known, split) == [expected]
 
 
+def test_images_that_the_decoder_cannot_take_are_refused():
+    from common.datasets import Images
+
+    native = {"imagenet-crop": Images(np.zeros((2, 3, 36, 36), np.uint8), np.full(2, -1), ())}
+    with pytest.raises(UserError, match="36 pixels, backbone plain wants multiples of 8: --odin_crop center or resize"):
+        script.check_sizes(native, {"backbone": "plain", "crop_size": None})
+    script.check_sizes(native, {"backbone": "plain", "crop_size": 28})
+    script.check_sizes(native, {"backbone": "densenet", "crop_size": None})
+
+
 def test_scripts_run_as_a_user_runs_them(run, tmp_path):
     done = run("main.py", "--preset", "digits", "--run_dir", tmp_path / "run", "--dry_run")
     assert done.returncode == 0, done.stderr
