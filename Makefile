@@ -7,10 +7,10 @@ demo: .venv/installed
 
 test: .venv/installed-tests
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile -m "not slow"
 
 test-long: .venv/installed-tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 bench: .venv/installed-tests
 	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
