@@ -149,9 +149,9 @@ def report(
             print(f"{name:16} {unknown:28} {values['closed_accuracy']:15.4f} {values['auroc']:7.4f}"
                   f" {values['fpr95_known_positive']:7.4f} {values['oscr']:7.4f} {values['macro_f1_validation']:9.4f}")
         if args.record:
-            # The logits are the same for every score: one committed copy, with the first score, is enough.
+            # Logits and parts are the same for every score: one committed copy, with the first score, is enough.
             if number:
-                result = {key: value for key, value in result.items() if key != "logits"}
+                result = {key: value for key, value in result.items() if key not in ("logits", "parts", "part_names")}
             write_record(args, trained, data, name, method(name), all_metrics[name], result, seconds, argv)
     found = {"scores": all_metrics, "thresholds": thresholds_of, "command": command_line(f"{trained.paper}/test.py", argv)}
     write_json(trained.directory / "metrics.json", found)
