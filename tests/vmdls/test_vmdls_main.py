@@ -25,8 +25,8 @@ from vmdls.recipe import (
 # The training commands of the release's README: what they share, then the rest of each (of equal flags the last wins).
 SHARED = (
     "--gpus 0, --data_dir ./data --lower_bound 0.95 --max_epochs 500 --generation_epoch 0 --latent_dim 32"
-    " --class_num 10 --margin_max_distance 32 --margin_jump 1.0 --step_size 100 --known_dataset cifar_known --data_transforms cifar"
-    " --unknown_dataset imagenet-resize --input_height 32 --batch_classes 10 "
+    " --class_num 10 --margin_max_distance 32 --margin_jump 1.0 --step_size 100 --known_dataset cifar_known"
+    " --data_transforms cifar --unknown_dataset imagenet-resize --input_height 32 --batch_classes 10 "
 )
 README = {
     "cifar10-vgg": "--enc_type vgg --enc_out_dim 1024 --lr 0.001 --opt adam --margins_epoch 10 --batch_classes 8"
@@ -39,8 +39,9 @@ README = {
     " --sample_count 16 --batch_size 400 --known_dataset mnist --unknown_dataset omniglot --data_transforms mnist"
     " --input_height 28",
     "cifar100-densenet": "--enc_type densenet --enc_out_dim 342 --lr 0.001 --opt sgd --margins_epoch 40"
-    " --batch_classes 20 --sample_count 20 --batch_size 400 --latent_dim 64 --margin_max_distance 64 --class_num 100 --max_epochs 200"
-    " --known_dataset cifar100_known --step_size 64 --finetune --finetune_lr 0.01 --weights checkpoint_100.pth.tar",
+    " --batch_classes 20 --sample_count 20 --batch_size 400 --latent_dim 64 --margin_max_distance 64 --class_num 100"
+    " --max_epochs 200 --known_dataset cifar100_known --step_size 64 --finetune --finetune_lr 0.01"
+    " --weights checkpoint_100.pth.tar",
     "cifar10-wresnet": "--enc_type wresnet --enc_out_dim 640 --kl_coeff 0.1 --lr 0.001 --opt sgd --margins_epoch 40"
     " --sample_count 20 --batch_size 640 --finetune --finetune_lr 0.01 --weights finetuning_wideresnet.tar",
 }
