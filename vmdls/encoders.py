@@ -284,6 +284,19 @@ class WideResNet(Encoder):
         yield functional.avg_pool2d(third, self.window).flatten(1)
 
 
+def initialise_kaiming(encoder: nn.Module) -> None:
+    """Draw convolutions and linear layers as He et al. 2015 do for ReLU, biases 0, in place.
+
+    The release leaves PyTorch's own initialisation, under which the plain CNN's output hardly differs between images at
+    first (standard deviation .002 against .4): it learns only after some thousand steps.
+    """
+    for module in encoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 RESNETS = {"resnet18": ("BasicBlock", [2, 2, 2, 2]), "resnet34": ("BasicBlock", [3, 4, 6, 3]),
            "resnet50": ("Bottleneck", [3, 4, 6, 3])}  # fmt: skip
 WITH_WIDTH = {"mnist-conv": MNISTConv, "vgg": VGG, "small": Small, "speednet": SpeedNetEncoder}

@@ -33,7 +33,8 @@ PRESETS = {
     # MNIST, ten known classes, the paper's CNN at a third of its width.
     "mnist": {
         "known_dataset": "mnist", "split": "all", "enc_type": "mnist-conv", "width": 32, "latent_dim": 32,
-        "max_epochs": 12, "sample_count": 16, "opt": "adam", "lr": 0.001, "schedule": "linear", "generation_epoch": 1,
+        "max_epochs": 12, "sample_count": 16, "opt": "adam", "lr": 0.001, "schedule": "linear", "generation_epoch": 4,
+        "init": "kaiming",
     },
     # CIFAR-10 on two CPU cores: the net of baseline_openmax's laptop preset, fine-tuned as the paper's WRN-28-10.
     "laptop": {
@@ -88,6 +89,8 @@ def get_args_parser() -> ScriptParser:
                        help="channels of mnist-conv (else 100), vgg (64), small (32), speednet (64)")
     model.add_argument("--first_conv", action="store_true", help="ResNets: 7x7 stem of stride 2, not 3x3 of stride 1")
     model.add_argument("--maxpool1", action="store_true", help="ResNets: 3x3 max-pool of stride 2 after the stem")
+    model.add_argument("--init", choices=("released", "kaiming"), default="released",
+                       help="encoder's start: the library's or the net's own, as released, or He et al.'s for ReLU")
     model.add_argument("--released_slices", action="store_true",
                        help="vgg, mnist-conv: layers of the ensemble as released, one too early; else as in the paper")
     model.add_argument("--dropout_at_test", action="store_true", help="wresnet: keep dropout at inference, as released")
@@ -159,6 +162,8 @@ def parse_arguments(argv):
     if args.class_num not in (None, known):
         parser.error(f"--class_num {args.class_num}, but --split {args.split} of {args.known_dataset} has {known}")
     args.class_num = known
+    if args.init != "released" and (args.weights or args.checkpoint_path):
+        parser.error(f"--init {args.init} goes with a fresh encoder, not with --weights or --checkpoint_path")
     if args.weights and args.checkpoint_path:
         parser.error("--weights (starts the encoder) and --checkpoint_path (the whole network) exclude each other")
     if args.finetune and not (args.weights or args.checkpoint_path):
@@ -257,6 +262,7 @@ def main(argv=None) -> None:
     from common.devices import Devices
     from common.run import Run
     from common.training import load_data
+    from vmdls.encoders import initialise_kaiming
     from vmdls.model import VMDLS
     from vmdls.recipe import Trainer, load_encoder, load_model
     from vmdls.scoring import collect_statistics
@@ -268,6 +274,8 @@ def main(argv=None) -> None:
     batches = balanced_batches(args, data, devices)
     run = Run.create(PAPER, args, devices, data.train.checksums, argv)
     model = VMDLS(**model_config)
+    if args.init == "kaiming":
+        initialise_kaiming(model.encoder)
     if args.weights:
         unused = load_encoder(model.encoder, start)
         print(f"encoder from {start.name}; unused there: {', '.join(unused) or 'nothing'}")
@@ -283,6 +291,9 @@ def main(argv=None) -> None:
         trainer.begin(epoch)
         for images, labels in run.steps(batches, epoch):
             run.add(**trainer.step(images, labels, run.step, run.step / len(batches)))
+            if args.dry_run and trainer.alone:
+                trainer.begin(trainer.alone)  # a step of the second phase too
+                trainer.step(images, labels, run.step, 0.0)
         trainer.end_epoch()
         figures = validation_figures(model, trainer.gaussians, data.validation, devices, args.batch_size)
         run.end_epoch(margin=trainer.margin, **figures)

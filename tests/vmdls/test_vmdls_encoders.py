@@ -9,7 +9,7 @@ from torch import nn
 
 from common.errors import UserError
 from vmdls import main
-from vmdls.encoders import NAMES, SMALLEST, build_encoder
+from vmdls.encoders import NAMES, SMALLEST, build_encoder, initialise_kaiming
 from vmdls.model import VMDLS, Ensemble
 
 GOLDEN_NETS = ["mnist-conv_2x1x28x28", "vgg_2x3x32x32", "resnet18_2x3x32x32", "densenet_2x3x32x32", "wresnet_1x3x32x32"]
@@ -149,6 +149,17 @@ def test_stem_options_of_the_resnets():
         encoder = build_encoder("resnet18", 3, 32, first_conv=first_conv, maxpool1=maxpool1).eval()
         with torch.no_grad():
             assert next(encoder.stages(images)).shape[-1] == side
+
+
+def test_kaiming_start_keeps_the_spread_of_the_images():
+    """From the library's own start the plain CNN maps all images to nearly one point."""
+    torch.manual_seed(0)
+    encoder, images = build_encoder("mnist-conv", 1, 28, width=16), torch.randn(32, 1, 28, 28)
+    with torch.no_grad():
+        assert encoder(images).std(0).mean() < 0.01
+        initialise_kaiming(encoder)
+        assert encoder(images).std(0).mean() > 0.1
+    assert all(module.bias.abs().sum() == 0 for module in encoder.modules() if isinstance(module, nn.Conv2d))
 
 
 def test_small_and_speed_net_are_the_baselines_own():

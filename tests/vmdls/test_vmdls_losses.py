@@ -281,6 +281,22 @@ def test_few_samples_give_no_singular_gaussian():
     assert torch.isfinite(gaussians.log_likelihood(torch.randn(3, 8))).all()
 
 
+def test_every_batch_and_epoch_has_its_own_noise():
+    args = parse_arguments(["--preset", "digits"])
+    trainer = Trainer(VMDLS("small", 2, (1, 8, 8), [0.5], [0.5]), args, Devices(args))
+    inputs = (torch.zeros(4, 32), torch.zeros(4, 32), torch.tensor([0, 0, 1, 1]))
+
+    def noise(epoch, number):
+        trainer.begin(epoch)
+        before = trainer.gaussians.sum.clone()
+        trainer.losses(*inputs, number)
+        return trainer.gaussians.sum - before
+
+    first = noise(0, 0)
+    torch.testing.assert_close(noise(0, 0), first)
+    assert not torch.allclose(noise(0, 1), first) and not torch.allclose(noise(1, 0), first)
+
+
 def test_embeddings_that_are_nan_stop_the_training_in_one_line():
     args = parse_arguments(["--preset", "digits"])
     trainer = Trainer(VMDLS("small", 2, (1, 8, 8), [0.5], [0.5]), args, Devices(args))

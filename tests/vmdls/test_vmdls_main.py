@@ -10,17 +10,8 @@ import torch
 from common.arguments import run_script
 from common.checkpoints import load_weights, save_weights
 from common.errors import TimeUp, UserError
-from vmdls import main
+from vmdls import main, recipe
 from vmdls.model import VMDLS
-from vmdls.recipe import (
-    augmentation,
-    build_optimizers,
-    load_encoder,
-    normalisation,
-    rate_factor,
-    read_weights,
-    set_rates,
-)
 
 # The training commands of the release's README: what they share, then the rest of each (of equal flags the last wins).
 SHARED = (
@@ -115,6 +106,9 @@ def test_digits_reach_the_demo_figures(run, tmp_path):
     assert [line["margin"] for line in log] == pytest.approx([0.15 + epoch for epoch in range(1, 21)])
     # Beyond 2 every triplet is active: 96 (16 - 1) (96 - 16) of them.
     assert all(line["active"] == 96 * 15 * 80 for line in log[2:]) and log[0]["active"] < 96 * 15 * 80
+    for line in log:
+        weight = 0.1 if line["epoch"] >= 5 else 0.0
+        assert line["loss"] == pytest.approx(line["metric"] + weight * line["kl"], rel=1e-5)
     assert log[-1]["kl"] < log[4]["kl"] / 10 and log[-1]["validation_accuracy"] > 0.95
     tensors, header = load_weights(tmp_path / "run", paper="vmdls")
     model = VMDLS(**header["model"])
@@ -127,6 +121,14 @@ def test_dry_run_fits_its_few_images(tmp_path):
     train(tmp_path / "run", "--known_dataset", "digits", "--enc_type", "small", "--data_transforms", "mnist",
           "--sample_count_final", "400", "--dry_run")  # fmt: skip
     assert log_of(tmp_path / "run")[0]["steps"] == 1
+
+
+def test_dry_run_of_fine_tuning_shows_both_phases(tmp_path, baseline):
+    flags = ("--weights", baseline, "--finetune", "--finetune_epochs", "1", "--finetune_lr", "0.01", "--dry_run")
+    whole, _ = train(tmp_path / "run", *quick(*flags))
+    start, _ = load_weights(baseline, paper="baseline_openmax")
+    name = "layers.1.num_batches_tracked"
+    assert whole[f"encoder.{name}"] == start[f"backbone.{name}"] + 1
 
 
 @pytest.mark.parametrize("phases", [[], ["FINETUNE"]])
@@ -173,12 +175,11 @@ def test_heads_alone_leave_every_encoder_tensor(tmp_path, baseline):
     args = main.parse_arguments(list(map(str, flags)))
     from common.devices import Devices
     from common.training import load_data
-    from vmdls.recipe import Trainer
 
     data, devices = load_data(args), Devices(args)
     model = VMDLS(**main.model_settings(args, data, main.starting_point(args, data)))
-    load_encoder(model.encoder, read_weights(str(baseline)))
-    trainer, batches = Trainer(model, args, devices), main.balanced_batches(args, data, devices)
+    recipe.load_encoder(model.encoder, recipe.read_weights(str(baseline)))
+    trainer, batches = recipe.Trainer(model, args, devices), main.balanced_batches(args, data, devices)
     for epoch, still in ((0, True), (1, False)):
         before = {key: value.clone() for key, value in model.state_dict().items()}
         trainer.begin(epoch)
@@ -222,13 +223,13 @@ def test_two_processes_train_as_one(run, tmp_path, baseline):
 
 
 def test_rates_fall_by_steps_or_evenly():
-    steps = [rate_factor("step", epochs, 500, 100, 0.1) for epochs in (0, 99.9, 100, 250)]
+    steps = [recipe.rate_factor("step", epochs, 500, 100, 0.1) for epochs in (0, 99.9, 100, 250)]
     assert steps == pytest.approx([1, 1, 0.1, 0.01])
-    assert [rate_factor("linear", epochs, 4, 100, 0.1) for epochs in (0, 1, 3.5, 4)] == [1, 0.75, 0.125, 0]
-    assert rate_factor("constant", 400, 500, 1, 0.1) == 1
+    assert [recipe.rate_factor("linear", epochs, 4, 100, 0.1) for epochs in (0, 1, 3.5, 4)] == [1, 0.75, 0.125, 0]
+    assert recipe.rate_factor("constant", 400, 500, 1, 0.1) == 1
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 0.4}], lr=1)
     for factor in (0.5, 0.25):
-        set_rates(optimizer, factor)
+        recipe.set_rates(optimizer, factor)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * factor)
 
 
@@ -238,19 +239,19 @@ def small_network(backbone="small"):
 
 
 def test_optimisers_are_the_originals():
-    first, sgd = build_optimizers(small_network(), main.parse_arguments(["--lr", "0.01"]))
+    first, sgd = recipe.build_optimizers(small_network(), main.parse_arguments(["--lr", "0.01"]))
     group = sgd.param_groups[0]
     assert first is None and type(sgd) is torch.optim.SGD and len(sgd.param_groups) == 1
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.01, 0.9, True, 1e-4)
     assert group["dampening"] == 0
-    _, adam = build_optimizers(small_network(), main.parse_arguments(["--opt", "adam"]))
+    _, adam = recipe.build_optimizers(small_network(), main.parse_arguments(["--opt", "adam"]))
     assert type(adam) is torch.optim.Adam and adam.param_groups[0]["weight_decay"] == 0
     assert adam.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def test_laptop_preset_gives_the_heads_their_own_rate():
     args, net = main.parse_arguments(["--preset", "laptop"]), small_network("speednet")
-    first, speed = build_optimizers(net, args)
+    first, speed = recipe.build_optimizers(net, args)
     heads = {id(p) for head in (net.mean_head, net.log_variance_head) for p in head.parameters()}
     for group in (first.param_groups[0], speed.param_groups[-1]):
         assert {id(p) for p in group["params"]} == heads
@@ -265,12 +266,12 @@ def test_transforms_and_their_normalisation():
     from common.datasets import load
 
     digits = load("digits", True)
-    assert normalisation("mnist", digits) == normalisation("blob", digits) == ([0.5], [0.5])
-    assert normalisation("none", digits)[0] == pytest.approx(digits.mean_std()[0], abs=1e-6)
+    assert recipe.normalisation("mnist", digits) == recipe.normalisation("blob", digits) == ([0.5], [0.5])
+    assert recipe.normalisation("none", digits)[0] == pytest.approx(digits.mean_std()[0], abs=1e-6)
     with pytest.raises(UserError, match="colour"):
-        normalisation("cifar", digits)
-    assert augmentation("blob", 0, 28) is None and augmentation("cifar_test", 0, 32) is None
-    mnist, cifar = repr(augmentation("mnist", 0, 28)), repr(augmentation("cifar", 0, 32))
+        recipe.normalisation("cifar", digits)
+    assert recipe.augmentation("blob", 0, 28) is None and recipe.augmentation("cifar_test", 0, 32) is None
+    mnist, cifar = repr(recipe.augmentation("mnist", 0, 28)), repr(recipe.augmentation("cifar", 0, 32))
     assert "RandomRotation(degrees=10" in mnist and "size=28, scale=(0.95, 1.0)" in mnist
     assert "padding=4, mode='zero'" in cifar and "RandomFlip(probability=0.5)" in cifar
 
@@ -281,26 +282,26 @@ def test_published_torch_files_load_by_name(tmp_path):
     source, target = small_network().encoder, small_network().encoder
     tensors = {f"module.{key}": value for key, value in source.state_dict().items() if "num_batches" not in key}
     torch.save({"state_dict": tensors | {"module.fc.weight": torch.zeros(3)}, "epoch": 3}, tmp_path / "net.pth.tar")
-    weights = read_weights(str(tmp_path / "net.pth.tar"))
-    assert load_encoder(target, weights) == ["module.fc.weight"]
+    weights = recipe.read_weights(str(tmp_path / "net.pth.tar"))
+    assert recipe.load_encoder(target, weights) == ["module.fc.weight"]
     assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
     for spoilt, message in ((lambda t: t.pop("module.layers.3.weight"), "lacks 1 of the encoder's .* layers.3.weight"),
                             (lambda t: t.update({"module.layers.0.weight": torch.zeros(2)}), "has shape")):  # fmt: skip
         wrong = dict(tensors)
         spoilt(wrong)
         with pytest.raises(UserError, match=message):
-            load_encoder(target, weights._replace(tensors=wrong))
+            recipe.load_encoder(target, weights._replace(tensors=wrong))
 
 
 def test_resnet_of_the_baseline_is_mapped_by_name():
     from baseline_openmax.model import Classifier
     from vmdls.encoders import build_encoder
-    from vmdls.recipe import Weights
 
     torch.manual_seed(0)
     baseline = Classifier("resnet18", 6, (3, 32, 32), [0.5] * 3, [0.25] * 3)
     encoder = build_encoder("resnet18", 3, 32)
-    unused = load_encoder(encoder, Weights(baseline.state_dict(), {"model": {"backbone": "resnet18"}}, "net"))
+    weights = recipe.Weights(baseline.state_dict(), {"model": {"backbone": "resnet18"}}, "net")
+    unused = recipe.load_encoder(encoder, weights)
     assert set(unused) == {"normalise.mean", "normalise.std", "classifier.weight", "classifier.bias"}
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -315,7 +316,7 @@ def test_unreadable_weights_are_one_line(content, tmp_path):
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(UserError) as raised:
-        read_weights(str(path))
+        recipe.read_weights(str(path))
     assert "\n" not in str(raised.value) and "weights.pth" in str(raised.value)
 
 
@@ -326,7 +327,7 @@ def test_nothing_in_a_torch_file_is_executed(tmp_path):
 
     torch.save({"state_dict": Harmful()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        read_weights(str(tmp_path / "bad.pth"))
+        recipe.read_weights(str(tmp_path / "bad.pth"))
     assert not (tmp_path / "executed").exists()
 
 
@@ -360,12 +361,13 @@ BAD = [
     ([*DIGITS, "--enc_type", "speednet"], "at least 9 pixels"),
     ([*DIGITS, "--data_transforms", "cifar"], "colour images"),
     ([*DIGITS, "--finetune"], "--finetune needs --weights"),
-    ([*DIGITS, "--weights", "a", "--finetune"], "--finetune_epochs 20 leaves none"),
+    ([*DIGITS, "--weights", "a", "--finetune"], "--finetune_epochs 20 leaves the whole network none"),
     ([*DIGITS, "--weights", "a", "--checkpoint_path", "b"], "exclude each other"),
     ([*DIGITS, "--weights", "no-such-run"], "baseline_openmax/main.py trains one"),
     ([*DIGITS, "--weights", "BASELINE", "--enc_type", "resnet18"], "--enc_type small takes it"),
     ([*DIGITS, "--checkpoint_path", "BASELINE"], "expected one of 'vmdls'"),
     ([*DIGITS, "--checkpoint_path", "no-such-run"], "vmdls/main.py trains one"),
+    ([*DIGITS, "--weights", "a", "--init", "kaiming"], "fresh encoder"),
     ([*DIGITS, "--kl_samples", "2"], "invalid choice"),
     ([*DIGITS, "--margin_step", "1"], "unrecognized"),
 ]
