@@ -1,7 +1,6 @@
-"""Schedule, optimiser groups, augmentation and configuration files."""
+"""Schedule, optimiser groups, augmentation, presets."""
 
 import argparse
-import json
 
 import numpy as np
 import pytest
@@ -9,19 +8,13 @@ import torch
 
 from common.backbones import Normalise
 from common.datasets.batches import Draws, generator_for
+from common.datasets.randaugment import LISTS, RandAugment
 from common.errors import UserError
-from cssr.main import PRESETS, get_args_parser, parse_arguments
+from cssr.arguments import PRESETS, get_args_parser, parse_arguments
+from cssr.augmentation import RELEASED_POOL, augmentation, operation_list, operation_pool
+from cssr.configuration import FOLDER, POOL_OPTIONS
 from cssr.model import CSSR
-from cssr.recipe import (
-    FOLDER,
-    MultiStep,
-    augmentation,
-    build_optimizer,
-    data_of_experiment,
-    flags_of_config,
-    multi_step_factor,
-    read_config,
-)
+from cssr.optimisation import MultiStep, build_optimizer, multi_step_factor
 
 
 @pytest.mark.parametrize("name", ["cifar", "tinyimagenet"])
@@ -97,6 +90,56 @@ def test_strong_augmentation_has_the_papers_steps():
     assert out.shape == (20, 3, 32, 32) and out.dtype == torch.float32 and out.abs().max() <= 4
 
 
+def steps_of(**options):
+    return repr(augmentation("strong", 0, 0, 32, Normalise([0.5] * 3, [0.25] * 3), **options))
+
+
+def test_options_of_the_strong_augmentation():
+    """RA: FixMatch's list, always with cutout; NONE: neither; the reduced list takes other pools and may end without cutout."""
+    fixmatch = steps_of(strong_option="RA", postprocess="none")
+    assert "operations='fixmatch'" in fixmatch and "Cutout(size=16" in fixmatch
+    plain = steps_of(strong_option="NONE")
+    assert "RandAugment" not in plain and "Cutout" not in plain and "ManualContrast" in plain
+    assert "Cutout" not in steps_of(postprocess="none")
+    assert "ManualContrast" not in steps_of(manual_contrast=False)
+    assert "RandomResizedCrop(size=32, scale=(0.25, 1.0)" in steps_of(crop_with_resize=True)
+    assert "operations='cssr'" in steps_of(pool=list(RELEASED_POOL))
+    other = steps_of(pool=["Solarize", "Color"])
+    assert "operations='cssr: Color, Solarize'" in other
+
+
+def test_large_images_are_cropped_at_a_random_scale():
+    normalise = Normalise([0.5] * 3, [0.25] * 3)
+    policy = augmentation("simple", 0, 0, 224, normalise)
+    assert "RandomResizedCrop(size=224" in repr(policy) and "RandomShift" not in repr(policy)
+    assert policy(torch.zeros(2, 3, 256, 256, dtype=torch.uint8), draws(2)).shape == (2, 3, 224, 224)
+
+
+def test_pool_holds_the_released_strengths():
+    """spec: brightness and contrast .9 v + bias over ten levels, light and high with bias 1.05, contrast overall 1.9 + .05."""
+    level, sign = torch.tensor([1.0, 9.0]), torch.ones(2)
+    strengths = {"BrightnessDark": (0.14, 0.86), "BrightnessLight": (1.14, 1.86), "BrightnessOverall": (0.28, 1.72),
+                 "Color": (0.14, 0.86), "ContrastLow": (0.14, 0.86), "ContrastHigh": (1.14, 1.86),
+                 "ContrastOverall": (0.24, 1.76), "Sharpness": (0.14, 0.86), "SharpnessLarge": (0.23, 1.67),
+                 "Posterize": (4, 7), "Rotate": (1, 13), "Solarize": (231, 26), "Shear": (0.03, 0.27)}  # fmt: skip
+    pool = operation_pool()
+    assert tuple(pool) == POOL_OPTIONS
+    for option, expected in strengths.items():
+        for entry in pool[option].values():
+            assert entry.strength(level, sign, (32, 32)).tolist() == pytest.approx(expected), option
+    released = [name for option in RELEASED_POOL for name in pool[option]]
+    assert released == list(LISTS["cssr"].entries)
+    out = RandAugment(2, 10, operation_list(pool))(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), draws(40))
+    assert out.dtype == torch.uint8 and len(LISTS[operation_list(pool)].entries) == 17
+
+
+def test_unknown_pool_options_are_named():
+    with pytest.raises(UserError, match="nearest: Color"):
+        operation_list(["Colour"])
+    with pytest.raises(UserError, match="nothing"):
+        operation_list([])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_parse_and_flags_beside_them_win(preset):
     args = parse_arguments(["--preset", preset, "--max_epochs", "3"])
@@ -112,58 +155,12 @@ def test_laptop_recipe_is_the_baselines():
     assert PRESETS["laptop"] == theirs | {"normalisation": "data"}
 
 
-def test_configuration_files_become_flags():
-    args = parse_arguments(["--config", "./configs/rcssr/cifar10.json", "--ds", "./exps/cifar10/spl_b.json", "--gamma", "0.2"])
-    assert (args.model, args.backbone, args.max_epochs, args.rate) == ("rcssr", "wideresnet40-4", 200, 0.4)
-    assert (args.milestones, args.augment, args.ae_latent, args.gamma) == ([120, 190], "strong", 64, 0.2)
-    assert (args.known_dataset, args.split) == ("cifar10", "cssr-b")
-    linear = parse_arguments(["--config", "configs/linear/cifar10.json"])
-    assert (linear.model, linear.gamma, linear.arch_type) == ("linear", 1, "avg_softmax")
-
-
-def test_every_shipped_configuration_and_experiment_reads():
-    flags = {action.dest for action in get_args_parser()._actions}
-    files = [str(path.relative_to(FOLDER)) for path in FOLDER.glob("configs/*/*.json")]
-    assert len(files) == 9
-    for file in files:
-        assert set(flags_of_config(file)) <= flags
-    found = {str(path.relative_to(FOLDER)): data_of_experiment(str(path)) for path in FOLDER.glob("exps/*/*.json")}
-    expected = {f"exps/{data}/spl_{s}.json": (data, f"cssr-{s}") for data in ("cifar10", "mnist") for s in "abcde"}
-    assert found == expected | {"exps/digits/first_6.json": ("digits", "first-6")}
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return str(path)
-
-
-def test_inheritance_merges_dictionaries_key_by_key(tmp_path):
-    parent = write(tmp_path / "parent.json", {"batch_size": 128, "category_model": {"model": "pcssr", "gamma": 0.1}})
-    child = write(tmp_path / "child.json", {"inherit": parent, "batch_size": 32, "category_model": {"gamma": 0.3}})
-    assert read_config(child) == {"batch_size": 32, "category_model": {"model": "pcssr", "gamma": 0.3}}
-
-
-def test_bad_files_say_what_is_wrong(tmp_path):
-    loop = tmp_path / "loop.json"
-    write(loop, {"inherit": str(loop)})
-    broken = tmp_path / "broken.json"
-    broken.write_text("{")
-    for path, message in ((str(loop), "inherits itself"), (str(broken), "not readable JSON"),
-                          ("./exps/cifar10/spl_a.json", "category_model"), ("./configs/pcsr.json", "pcssr.json")):  # fmt: skip
-        with pytest.raises(UserError, match=message):
-            flags_of_config(path)
-    with pytest.raises(UserError, match="no experiment"):
-        data_of_experiment("./configs/pcssr.json")
-    entry = {"dataset": "digits", "convert_class": [1, 0] + [-1] * 8, "keep_class": [0, 1]}
-    with pytest.raises(UserError, match="ascending"):
-        data_of_experiment(write(tmp_path / "order.json", {"train": [entry]}))
-
-
 def test_help_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys; from cssr import main, test; main.parse_arguments([]); test.get_args_parser(); print('torch' in sys.modules)"  # noqa: E501
+    code = "import sys; from cssr import main, test; main.parse_arguments(FLAGS); test.get_args_parser(); print('torch' in sys.modules)"  # noqa: E501
+    code = code.replace("FLAGS", repr(["--ds", "./exps/digits/first_6.json", "--config", "./configs/rcssr/digits.json"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=FOLDER.parent)
     assert done.stdout.strip() == "False", done.stderr
     assert isinstance(get_args_parser(), argparse.ArgumentParser)
