@@ -22,6 +22,7 @@ METHODS = (
     ("crosr", "crosr", ["--preset", "digits"], ["crosr", "openmax", "mls"], ["--tail_size", "20", "--apply_softmax_before"]),
     ("pcssr", "cssr", ["--model", "pcssr"], ["fused", "msp"], []),
     ("rcssr", "cssr", ["--model", "rcssr"], ["fused", "msp"], []),
+    ("vmdls", "vmdls", ["--preset", "digits"], ["vmdls", "mean"], []),
 )
 
 
