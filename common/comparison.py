@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from common import ledger, results
+from common import head_to_head, ledger, results
 from common.arguments import ROOT
 from common.errors import UserError
 from common.files import atomic
@@ -141,6 +141,7 @@ def summary(books: list[ledger.Ledger]) -> str:
 def page(books: list[ledger.Ledger]) -> str:
     """The text of results/README.md."""
     parts = [PREFACE, summary(books), "![published and ours, row by row](figures/paper_vs_ours.png)"]
+    parts += [HEAD_TO_HEAD, head_to_head.markdown()]
     for book in books:
         parts += [f"## {book.paper}", markdown(book)]
     return "\n\n".join(parts) + "\n"
@@ -156,13 +157,26 @@ or .020 (other metrics) of ours; remarks behind it name a reduced recipe, missin
 macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images."""
 
 
+HEAD_TO_HEAD = """## Head to head
+
+The methods on the same data, splits and recipe, best AUROC first. The difference to the maximum logit of plain softmax training
+is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval over the test images
+("images"), which knows nothing of the chance of training."""
+
+
 def filled(text: str) -> str:
-    """Fill every `<!-- ledger: paper=... table=... -->` block of a Markdown text."""
+    """Fill every `<!-- ledger: ... -->` block of a Markdown text.
+
+    `paper=NAME` (and `table=NAME`): that paper's rows; `summary=yes`: the counts of verdicts; `head_to_head=RECIPE` (and
+    `splits=FAMILY`): the methods beside each other.
+    """
 
     def fill(match):
         query = dict(pair.split("=", 1) for pair in match["query"].split())
         if query.get("summary"):
             return f"{match[1]}{summary(list(ledger.ledgers()))}\n{match[4]}"
+        if query.get("head_to_head"):
+            return f"{match[1]}{head_to_head.markdown(table=query['head_to_head'], splits=query.get('splits'))}\n{match[4]}"
         return f"{match[1]}{markdown(ledger.read(query['paper']), query.get('table'))}\n{match[4]}"
 
     return BLOCK.sub(fill, text)

@@ -18,7 +18,13 @@ from common.metrics.decisions import (
     macro_f1_oracle,
     open_f,
 )
-from common.metrics.intervals import Interval, bootstrap_interval, mean_interval, paired_difference
+from common.metrics.intervals import (
+    Interval,
+    auroc_difference,
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+)
 from common.metrics.operating import (
     SeenPrecision,
     fpr95_known_positive,
@@ -45,6 +51,7 @@ __all__ = [
     "aupr_known",
     "aupr_unknown",
     "auroc",
+    "auroc_difference",
     "bootstrap_interval",
     "ccr_at_fpr",
     "class_report",

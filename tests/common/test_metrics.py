@@ -179,6 +179,28 @@ def test_calibration_against_a_plain_loop():
         m.ece(target, logits, bins=0)
 
 
+def test_auroc_difference_equals_delongs_sums_over_pairs():
+    generator = np.random.default_rng(4)
+    target = np.r_[generator.integers(0, 3, 60), -np.ones(40, int)]
+    order = generator.permutation(100)
+    first = np.r_[generator.normal(0, 1, 60), generator.normal(1, 1, 40)].round(1)
+    second = (first + generator.normal(0, 1, 100)).round(1)
+    known, unknown = target >= 0, target < 0
+    placed = []
+    for score in (first, second):
+        wins = (score[unknown, None] > score[known]) + 0.5 * (score[unknown, None] == score[known])
+        placed.append((wins.mean(0), wins.mean(1)))
+    variance = sum(np.var(a - b, ddof=1) / len(a) for a, b in zip(*placed))
+    found = m.auroc_difference(target[order], first[order], second[order])
+    assert found.estimate == pytest.approx(m.auroc(target, first) - m.auroc(target, second), abs=1e-12)
+    assert (found.high - found.low) / 2 == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(variance), rel=1e-9)
+    resampled = m.bootstrap_interval(lambda t, a, b: m.auroc(t, a) - m.auroc(t, b), target, first, second, repeats=400)
+    assert found.high - found.low == pytest.approx(resampled.high - resampled.low, rel=0.2)
+    assert m.auroc_difference(target, first, first) == (0, 0, 0)
+    assert np.isnan(m.auroc_difference(target[:60], first[:60], second[:60])).all()
+    assert np.isnan(m.auroc_difference([0, 1, -1], [0, 1, 2], [1, 0, 2])[1:]).all()
+
+
 def test_intervals():
     low, high = stats.t.interval(
         0.95, 4, loc=0.5, scale=np.std([0.3, 0.4, 0.5, 0.6, 0.7], ddof=1) / np.sqrt(5)

@@ -1,0 +1,125 @@
+"""Which method is best on the same data, splits and recipe: every paper's scores beside one reference, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from common import results
+from common.arguments import ROOT
+
+REFERENCE = ("baseline_openmax", "mls")
+# The score each paper stands for, and those of plain softmax training that it is compared with.
+SCORES = {
+    "baseline_openmax": ("mls", "msp", "openmax-tail20", "openmax-tail100"),
+    "crosr": ("crosr-tail100-softmax_before", "mls"),
+    "cssr": ("linear-mls", "pcssr-fused", "rcssr-fused"),
+    "vmdls": ("vmdls", "mean"),
+}
+
+
+class Field(NamedTuple):
+    """Runs that may be compared: one recipe, data set, family of splits and unknown set."""
+
+    table: str
+    data: str
+    splits: str
+    unknown: str
+
+
+class Entry(NamedTuple):
+    """One method in a field.
+
+    `cells` are Markdown; `auroc` is the mean that entries are sorted by; `runs` is how many were averaged.
+    """
+
+    paper: str
+    method: str
+    auroc: float
+    runs: int
+    cells: tuple[str, ...]
+
+
+def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
+    """Group records of `SCORES`: for each field the runs `(split, seed)` of each `(paper, method)`.
+
+    Only fields that the reference and at least one other paper entered are kept.
+    """
+    found: dict[Field, dict] = {}
+    for record in records:
+        if record["method"] not in SCORES.get(record["paper"], ()):
+            continue
+        for unknown in results.by_source(record["metrics"]):
+            family = results.FAMILY.sub(r"\1", record["split"])
+            field = Field(record["table"], record["data"], family, unknown)
+            methods = found.setdefault(field, {})
+            methods.setdefault((record["paper"], record["method"]), {})[record["split"], record["seed"]] = record
+    return {field: methods for field, methods in found.items()
+            if REFERENCE in methods and len({paper for paper, _ in methods}) > 1}  # fmt: skip
+
+
+def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
+    """Entries of a field, best mean AUROC first."""
+    reference = methods[REFERENCE]
+    built = []
+    for (paper, method), runs in methods.items():
+        values = {key: record["metrics"][field.unknown] for key, record in runs.items()}
+        minutes = np.mean([record["wall_seconds"]["train"] / 60 for record in runs.values()])
+        started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
+        backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
+        auroc = [value["auroc"] for value in values.values()]
+        cells = [results.interval_cell(value[name] for value in values.values()) for name in ("closed_accuracy", "auroc")]
+        cells += [difference_cell(field, runs, reference) if (paper, method) != REFERENCE else "reference"]
+        cells += [results.interval_cell(value["oscr"] for value in values.values())]
+        cells += [f"{minutes:.1f}" + (" after the reference's" if started else "")]
+        built.append(Entry(paper, method, float(np.mean(auroc)), len(runs), (backbone, str(len(runs)), *cells)))
+    return sorted(built, key=lambda entry: -entry.auroc)
+
+
+def difference_cell(field: Field, runs: dict, reference: dict) -> str:
+    """AUROC minus the reference's on the runs that both have: Student's interval over runs, DeLong's for one run."""
+    from common.metrics import auroc_difference, paired_difference
+
+    both = sorted(set(runs) & set(reference))
+    if not both:
+        return "–"
+    if len(both) > 1:
+        pairs = [[side[key]["metrics"][field.unknown]["auroc"] for key in both] for side in (runs, reference)]
+        found = paired_difference(*pairs)
+    else:
+        (target, first), (other, second) = (images(side[both[0]], field.unknown) for side in (runs, reference))
+        if not np.array_equal(target, other):
+            return "–"
+        found = auroc_difference(target, first, second)
+    half = found.high - found.estimate
+    sign = "+" if found.estimate >= 0 else "−"
+    return f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if len(both) > 1 else " (images)")
+
+
+def images(record: dict, unknown: str) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and unknown scores of a record's test images: known ones, then those of one unknown set."""
+    arrays = results.read_scores((ROOT / record["path"]).with_suffix(".npz"))
+    test = arrays["split"] == 0
+    name = str(unknown).removesuffix(" (rebuilt)")
+    sources = [str(source).removesuffix(" (rebuilt)") for source in arrays["sources"]]
+    wanted = np.full(len(test), True) if unknown == "all" else arrays["source"] == sources.index(name)
+    parts = [np.flatnonzero(test & (arrays["target"] >= 0)), np.flatnonzero(test & (arrays["target"] < 0) & wanted)]
+    order = np.concatenate(parts)
+    return np.sign(arrays["target"][order]), arrays["unknown_score"][order].astype(np.float64)
+
+
+def markdown(records: Sequence[dict] | None = None, table: str | None = None, splits: str | None = None) -> str:
+    """Markdown tables of all fields, those with most papers first; `table` and `splits` keep one recipe or family."""
+    found = fields(results.read_records() if records is None else records)
+    chosen = {field: methods for field, methods in found.items()
+              if table in (None, field.table) and splits in (None, field.splits)}  # fmt: skip
+    parts = []
+    for field, methods in sorted(chosen.items(), key=lambda item: (-len({paper for paper, _ in item[1]}), item[0])):
+        lines = [f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**", "",
+                 "| method | score | backbone | runs | closed acc. | AUROC | minus MLS of plain training | OSCR | train min. |",
+                 "|---" * 9 + "|"]  # fmt: skip
+        lines += [f"| {entry.paper} | {entry.method} | {' | '.join(entry.cells)} |" for entry in entries(field, methods)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "not run"

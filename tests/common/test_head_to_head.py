@@ -1,0 +1,96 @@
+"""The table of methods on the same runs: grouping, pairing, order, and the interval of a single run."""
+
+import numpy as np
+import pytest
+
+from common import comparison, head_to_head, results
+
+METRICS = {"closed_accuracy": 0.9, "oscr": 0.8}
+
+
+def record(paper, method, auroc, split="cssr-a", seed=0, **changed):
+    metrics = {"cifar10-unknown": METRICS | {"auroc": auroc}}
+    return {"paper": paper, "method": method, "table": "laptop", "data": "cifar10", "split": split, "seed": seed,
+            "backbone": "speednet", "metrics": metrics, "wall_seconds": {"train": 60.0}, "flags": {}} | changed  # fmt: skip
+
+
+def both(splits="ab", gain=0.02):
+    reference = [record("baseline_openmax", "mls", 0.8 + 0.05 * i, f"cssr-{s}") for i, s in enumerate(splits)]
+    ours = [record("cssr", "pcssr-fused", 0.8 + 0.05 * i + gain + 0.001 * i, f"cssr-{s}") for i, s in enumerate(splits)]
+    return reference + ours
+
+
+def test_methods_are_sorted_and_differences_are_paired():
+    (field, methods), *others = head_to_head.fields(both()).items()
+    assert field == ("laptop", "cifar10", "cssr", "cifar10-unknown") and not others
+    first, second = head_to_head.entries(field, methods)
+    assert (first.paper, first.runs) == ("cssr", 2) and second.method == "mls"
+    assert "reference" in second.cells
+    # Splits lie .05 apart, the method .02: the paired interval is a tenth of the unpaired one.
+    assert "+.020 ± .006" in first.cells or "+.021 ± .006" in first.cells
+
+
+def test_only_runs_that_both_have_are_paired():
+    runs = [*both("ab"), record("cssr", "pcssr-fused", 0.1, "cssr-c")]
+    (field, methods), = head_to_head.fields(runs).items()
+    first = next(e for e in head_to_head.entries(field, methods) if e.paper == "cssr")
+    assert first.runs == 3 and any(cell.startswith("+.02") for cell in first.cells)
+
+
+def test_a_field_needs_the_reference_and_another_paper():
+    assert not head_to_head.fields(both()[:2]) and not head_to_head.fields(both()[2:])
+    assert head_to_head.markdown(both()[:2]) == "not run"
+    assert "pcssr-fused" in head_to_head.markdown(both(), table="laptop", splits="cssr")
+    assert head_to_head.markdown(both(), table="mnist") == "not run"
+
+
+def test_methods_outside_the_headline_do_not_enter():
+    assert not head_to_head.fields([*both()[:2], record("cssr", "pcssr-s1", 0.9)])
+
+
+def test_weights_of_another_run_are_said():
+    runs = [*both("a"), record("vmdls", "vmdls", 0.85, "cssr-b", flags={"weights": "baseline"})]
+    lines = head_to_head.markdown([r for r in runs if r["paper"] != "cssr"]).splitlines()
+    assert any(line.startswith("| vmdls") and "1.0 after the reference's |" in line and "| – |" in line for line in lines)
+
+
+def scores(directory, name, unknown_score):
+    count = len(unknown_score)
+    target = np.r_[np.zeros(count // 2, int), -np.ones(count - count // 2, int)]
+    arrays = {"target": target, "prediction": np.zeros(count, int), "unknown_score": unknown_score,
+              "split": np.zeros(count, np.int8), "source": (target < 0).astype(np.int16),
+              "sources": np.array(["cifar10", "cifar10-unknown"]), "class_names": np.array(["cat"])}  # fmt: skip
+    results.write_scores(directory / f"{name}.npz", arrays)
+    return target
+
+
+def test_a_single_run_takes_the_interval_over_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(head_to_head, "ROOT", tmp_path)
+    generator = np.random.default_rng(0)
+    weak = generator.normal(np.repeat([0, 1], 200))
+    strong = weak + np.repeat([0, 0.5], 200)
+    target = scores(tmp_path, "weak", weak)
+    scores(tmp_path, "strong", strong)
+    from common.metrics import auroc, auroc_difference
+
+    runs = [record("baseline_openmax", "mls", auroc(target, weak), path="weak.json"),
+            record("cssr", "pcssr-fused", auroc(target, strong), path="strong.json")]  # fmt: skip
+    (field, methods), = head_to_head.fields(runs).items()
+    found = auroc_difference(target, strong, weak)
+    expected = f"+{results.number(found.estimate)} ± {results.number(found.high - found.estimate)} (images)"
+    assert expected in head_to_head.entries(field, methods)[0].cells
+
+
+def test_readme_blocks_name_recipe_and_splits(monkeypatch):
+    monkeypatch.setattr(results, "read_records", lambda *_, **__: both())
+    text = "<!-- ledger: head_to_head=laptop splits=cssr -->\nold\n<!-- end ledger -->\n"
+    filled = comparison.filled(text)
+    assert "pcssr-fused" in filled and "old" not in filled and comparison.filled(filled) == filled
+
+
+@pytest.mark.parametrize("paper", head_to_head.SCORES)
+def test_headline_scores_exist_in_the_ledger(paper):
+    from common import ledger
+
+    asked = {answer.method for row in ledger.read(paper).rows for answer in row.answers}
+    assert set(head_to_head.SCORES[paper]) <= asked
