@@ -282,21 +282,26 @@ def _sha256(path: Path) -> str:
 
 
 def _changed_code(what: str, version: str, files: Iterable[str]) -> str:
-    commit = version.split("+")[0]
-    changed = [name for name in files if _program_at(commit, name) not in (None, _program_now(name))]
+    """Files, with the names in them, that do something else than at the record's commit; new names change nothing."""
+    commit, changed = version.split("+")[0], []
+    for file in files:
+        then, now = _program_at(commit, file), _program_now(file)
+        names = [name for name, program in (then or {}).items() if now.get(name) != program]
+        if names:
+            changed.append(f"{file} ({', '.join(names)})")
     return f"{what}: {', '.join(changed)}" if changed else ""
 
 
 @cache
-def _program_now(name: str) -> str:
-    path = ROOT / name
-    return _program(path.read_text()) if path.exists() else ""
+def _program_now(file: str) -> dict[str, str]:
+    path = ROOT / file
+    return _program(path.read_text()) if path.exists() else {}
 
 
 @cache
-def _program_at(version: str, name: str) -> str | None:
+def _program_at(version: str, file: str) -> dict[str, str] | None:
     """The program of a file at a commit; None where git does not know (no repository, shallow clone)."""
-    command = ["git", "-C", str(ROOT), "show", f"{version}:{name}"]
+    command = ["git", "-C", str(ROOT), "show", f"{version}:{file}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
@@ -304,14 +309,24 @@ def _program_at(version: str, name: str) -> str | None:
     return _program(done.stdout) if done.returncode == 0 else None
 
 
-def _program(text: str) -> str:
-    """The syntax tree of a Python file without docstrings: what comments and line breaks do not change."""
+def _program(text: str) -> dict[str, str]:
+    """Syntax tree of each top-level name of a Python file, without imports, docstrings and what comments can change.
+
+    Other statements of the top level stand together under `module`.
+    """
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0].value.value = ""
-    return ast.dump(tree)
+    program: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        name = getattr(node, "name", None) or getattr(targets[0], "id", None) or "module"
+        program[name] = program.get(name, "") + ast.dump(node)
+    return program
 
 
 def state(answers: Iterable[Answer], job: Job, code: Mapping[str, Iterable[str]], root: Path | None = None) -> tuple[str, str]:

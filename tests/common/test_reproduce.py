@@ -131,6 +131,21 @@ def test_comments_and_docstrings_do_not_make_a_record_stale():
     assert ledger._program(first) != ledger._program(first.replace("1", "2"))
 
 
+def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
+    then = "import math\n\n\ndef f(x):\n    return x + 1\n\n\nRATE = 2\n"
+    monkeypatch.setattr(ledger, "_program_at", lambda *_: ledger._program(then))
+
+    def reason(now):
+        monkeypatch.setattr(ledger, "_program_now", lambda _: ledger._program(now))
+        return ledger._changed_code("scoring", "abc+changes", ["a.py"])
+
+    assert reason(then) == reason("import sys\n" + then + "\n\ndef g(x):\n    return x\n") == ""
+    assert reason(then.replace("x + 1", "x + 2")) == "scoring: a.py (f)"
+    assert reason(then.replace("RATE = 2", "RATE = 3") + "f(RATE)\n") == "scoring: a.py (RATE)"
+    assert reason(then.replace("f(x)", "h(x)")) == "scoring: a.py (f)"
+    assert reason("") == "scoring: a.py (f, RATE)"
+
+
 @pytest.fixture
 def records_of(tmp_path, monkeypatch):
     """Write records with given values of a metric, one a split, and return the row they answer."""
