@@ -24,6 +24,8 @@ from common.metrics.checks import scores as checked_scores
 JITTER = 1e-6
 # Bytes of covariance matrices or whitened features that are held at a time.
 BLOCK_BYTES = 256 << 20
+# Rows of a whitening matrix at a time: below the diagonal most of a strip is not zero.
+STRIP = 100
 
 
 def triangle(columns: int, device=None) -> torch.Tensor:
@@ -169,24 +171,42 @@ class Gaussians:
             needed = high
         return needed
 
-    def log_likelihood(self, features, label: int | None = None, batch: int = 512) -> torch.Tensor:
+    def _whitening(self, classes: slice, centre: torch.Tensor):
+        """Constants `(K,)`, and strips of the map to whitened features: a matrix `(columns, K s)`, an offset `(K s,)`.
+
+        A strip holds the next s rows of L^-1 of all classes, S = L L', without the columns that are 0 in all of them.
+        So whitening is a few large matrix products, which run several times faster than triangular solves.
+        """
+        factor = self._matrices(classes)
+        factor.diagonal(dim1=1, dim2=2).add_(self.steps * JITTER)
+        factor = torch.linalg.cholesky(factor)
+        constant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + self.columns * math.log(2 * math.pi)
+        inverse = torch.linalg.solve_triangular(factor, torch.eye(self.columns).to(factor), upper=False)
+        offset = (inverse @ (centre - self.mean[classes])[:, :, None])[:, :, 0]
+        strips = []
+        for start in range(0, self.columns, STRIP):
+            rows = slice(start, start + STRIP)
+            matrix = inverse[:, rows, : rows.stop].flatten(0, 1).contiguous().T
+            strips.append((matrix, offset[:, rows].flatten()))
+        return constant, strips
+
+    def log_likelihood(self, features, label: int | None = None, batch: int = 2048) -> torch.Tensor:
         """Log-likelihoods l_c, float64 `(N, K)` on the CPU, of features `(N, D)`; `(N, 1)` of the class `label`."""
         features = torch.as_tensor(features)
         blocks = self._blocks() if label is None else [slice(label, label + 1)]
         first = blocks[0].start
         found = torch.empty(len(features), len(self.mean) if label is None else 1, dtype=torch.float64)
+        centre = self.mean.mean(0)
         for classes in blocks:
-            factor = self._matrices(classes)
-            factor.diagonal(dim1=1, dim2=2).add_(self.steps * JITTER)
-            factor = torch.linalg.cholesky(factor)
-            constant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + self.columns * math.log(2 * math.pi)
-            mean, upper = self.mean[classes, None, :], factor.mT
+            constant, strips = self._whitening(classes, centre)
             for start in range(0, len(features), batch):
-                part = features[start : start + batch].to(mean)
-                # (t - m)' L'^-1 for all classes of the block: rows of whitened features.
-                white = torch.linalg.solve_triangular(upper, part - mean, upper=True, left=False)
-                value = -0.5 * (white.square_().sum(2) + constant[:, None])
-                found[start : start + batch, classes.start - first : classes.stop - first] = value.T.cpu()
+                part = features[start : start + batch].to(centre) - centre
+                distance = constant.repeat(len(part), 1)
+                for matrix, offset in strips:
+                    white = torch.addmm(offset, part[:, : len(matrix)], matrix)
+                    distance += white.square_().unflatten(1, (len(constant), -1)).sum(2)
+                columns = slice(classes.start - first, classes.stop - first)
+                found[start : start + batch, columns] = (-0.5 * distance).cpu()
         return found
 
     def marginal(self, columns: torch.Tensor) -> Gaussians:

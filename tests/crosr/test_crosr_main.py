@@ -15,7 +15,7 @@ from common import checkpoints
 from common.arguments import run_script
 from common.errors import TimeUp, UserError
 from crosr import main
-from crosr.main import PRESETS, build_schedule, parse_arguments, settle_skipped
+from crosr.main import PRESETS, build_schedules, parse_arguments, set_rate, settle_skipped
 from crosr.model import DHRNet
 
 DIGITS = ["--preset", "digits"]
@@ -58,12 +58,29 @@ def test_the_originals_flags_are_accepted():
 def test_step_schedule_halves_the_rate_at_the_first_step_of_an_epoch(preset, every):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.05)
     steps = 391
-    schedule = build_schedule(optimizer, parse_arguments(["--preset", preset]), steps)
+    schedules = build_schedules(optimizer, parse_arguments(["--preset", preset]), steps)
     for epoch in (0, 1, 3, 7, 499 // every):
         for step, decays in ((epoch * every * steps - 1, epoch - 1), (epoch * every * steps, epoch)):
             if step >= 0:
-                schedule.set(step)
+                set_rate(schedules, step)
                 assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.5**decays, rel=1e-12), (epoch, step)
+
+
+def test_the_rate_begins_again_and_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    flags = ["--schedule", "onecycle", "--rate", "0.1", "--max_epochs", "14"]
+    again = build_schedules(optimizer, parse_arguments([*flags, "--restart_epoch", "9", "--restart_rate", "0.04"]), 10)
+    alone = build_schedules(optimizer, parse_arguments([*flags[:-1], "9"]), 10)
+
+    def rate(schedules, step):
+        set_rate(schedules, step)
+        return optimizer.param_groups[0]["lr"]
+
+    assert [rate(again, step) for step in range(90)] == [rate(alone, step) for step in range(90)]
+    falling = [rate(again, step) for step in range(90, 140)]
+    assert falling[0] == pytest.approx(0.04) and falling == sorted(falling, reverse=True)
+    assert falling[25] == pytest.approx(0.02) and 0 < falling[-1] < 1e-4
+    assert len(build_schedules(optimizer, parse_arguments([*flags, "--restart_epoch", "20"]), 10)) == 1
 
 
 def test_digits_are_learned_and_reconstructed(trained):
