@@ -170,6 +170,7 @@ BAD = [
     ([*DIGITS, "--variant", "official"], "released"),
     ([*DIGITS, "--rloss_weight", "-1"], "at least 0"),
     (["--preset", "digit"], "nearest: digits"),
+    (["--restart_rate", "0.1"], "--restart_epoch says when"),
     (["--resume"], "--resume needs"),
 ]
 
