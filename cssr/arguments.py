@@ -8,7 +8,7 @@ from pathlib import Path
 from common.arguments import ScriptParser, add_common_arguments, non_negative, parse, positive_int
 from common.errors import nearest
 from cssr.configuration import INTEGRATIONS, POINT_SCORES, POOL_OPTIONS, flags_of_config
-from cssr.data import PATHS, add_path_arguments
+from cssr.data import PATHS, add_path_arguments, whole_number
 
 PAPER = "cssr"
 DESCRIPTION = "Train CSSR: one auto-encoder per known class on a shared feature map; test.py turns it into open-set scores."
@@ -48,7 +48,7 @@ def get_args_parser() -> ScriptParser:
     original.add_argument("--method", choices=("cssr", "cssr_ft"), default="cssr",
                           help="cssr: train backbone and heads; cssr_ft: heads on a frozen, pretrained backbone")
     original.add_argument("--test", action="store_true", help="evaluate the trained run instead, as test.py does")
-    original.add_argument("--test_interval", type=int, metavar="N",
+    original.add_argument("--test_interval", type=whole_number, metavar="N",
                           help="evaluate every N epochs and at the end into hist.json, 0: never; else 1 with --ds, 0 without")
     data = parser.add_argument_group("data")
     data.add_argument("--known_dataset", default="digits", help="data set that holds the known classes")
@@ -56,7 +56,7 @@ def get_args_parser() -> ScriptParser:
     data.add_argument("--augment", default="none",
                       choices=("none", "shift1", "flip+shift4", "alternating-flip+shift2", "simple", "strong"),
                       help="augmentation of the training images; strong: the paper's; shiftN moves by up to N pixels")
-    data.add_argument("--low_resolution_epochs", type=int, default=0, metavar="N",
+    data.add_argument("--low_resolution_epochs", type=whole_number, default=0, metavar="N",
                       help="train the first N epochs on images of three quarters of the size, at half the cost")
     data.add_argument("--normalisation", choices=("original", "data"), default="original",
                       help="original: mean .5, standard deviation .25; data: those of the training images")
@@ -105,12 +105,12 @@ def add_optimisation_arguments(parser: ScriptParser) -> None:
     optimisation.add_argument("--weight_decay", type=non_negative, default=5e-4, help="weight decay of all parameters")
     optimisation.add_argument("--schedule", choices=("multi_step", "constant", "cosine", "triangular", "onecycle"),
                               default="multi_step", help="course of the learning rate")
-    optimisation.add_argument("--milestones", type=int, nargs="+", metavar="EPOCH",
+    optimisation.add_argument("--milestones", type=whole_number, nargs="+", metavar="EPOCH",
                               help="multi_step: epochs of the decays; else .6 and .95 of all (120 and 190 of 200)")
     optimisation.add_argument("--lr_decay", type=float, default=0.1, help="multi_step: factor at a milestone")
     optimisation.add_argument("--warmup_epoch", type=non_negative, default=0, help="multi_step: epochs of linear warm-up")
     optimisation.add_argument("--average_weights", action="store_true", help="pull weights to a running average every 5 steps")
-    optimisation.add_argument("--whitening_bias_epochs", type=int, default=3,
+    optimisation.add_argument("--whitening_bias_epochs", type=whole_number, default=3,
                               help="epochs in which the speed net's stem bias is trained")
     optimisation.add_argument("--drop_last", action="store_true", help="leave out an incomplete last batch")
 
@@ -134,7 +134,7 @@ def add_frozen_arguments(parser: ScriptParser) -> None:
                        help="run, checkpoint or .pth file for the backbone; else the published weights of its name")
     group.add_argument("--feature_dir", type=Path, metavar="DIR",
                        help="where feature maps are kept; else $OSR_FEATURE_DIR, else runs/cssr/features")
-    group.add_argument("--feature_views", type=int, metavar="N",
+    group.add_argument("--feature_views", type=whole_number, metavar="N",
                        help="versions of each image whose features are kept: the image itself, then augmented ones; 0: none kept,"
                        " images are augmented and computed anew in every epoch; else 1")
 
@@ -142,10 +142,12 @@ def add_frozen_arguments(parser: ScriptParser) -> None:
 def parse_arguments(argv=None):
     """Flags, with those of `--config` as defaults and the data of `--ds`."""
     parser = get_args_parser()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--config", "--configupdate", "--method"):
+    first = ScriptParser(add_help=False)
+    for flag in ("--config", "--configupdate", "--method", "--ds", "--known_dataset", "--split"):
         first.add_argument(flag)
     early = first.parse_known_args(argv)[0]
+    if early.ds and (early.known_dataset or early.split):
+        parser.error("--ds names known data and classes: leave out --known_dataset and --split")
     if early.configupdate and not early.config:
         parser.error("--configupdate changes values of a configuration: give --config FILE with it")
     frozen = early.method == "cssr_ft"

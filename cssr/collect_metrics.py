@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from common.arguments import ROOT, ScriptParser, run_script
+from common.errors import UserError
 
 METHODS = ("linear", "pcssr", "rcssr")
 DATASETS = ("cifar10", "svhn", "tinyimagenet")
@@ -33,7 +34,10 @@ def values_of(path: Path, metric: str) -> dict[str, float | None]:
 
     if not path.exists():
         return dict.fromkeys((LAST, BEST))
-    return dict(zip((LAST, BEST), last_and_best(json.loads(path.read_text()), metric)))
+    try:
+        return dict(zip((LAST, BEST), last_and_best(json.loads(path.read_text()), metric)))
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is no hist.json: expected a JSON list with an entry for each epoch") from None
 
 
 def number(value: float | None) -> str:

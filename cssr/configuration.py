@@ -42,6 +42,7 @@ KINDS = {
     "category_model.ae_hidden": list, "category_model.ae_latent": int, "category_model.gamma": float,
     "category_model.projection_dim": int,
 }  # fmt: skip
+COUNTS = ("epoch_num", "batch_size")
 
 # Released score expressions. R[0]: logit map of the predicted class, R[1]: mean |z_c|, R[2]: statistic of the class, R[3]: Gram
 # statistic, R[4]: largest probability; means over the positions. S[0]: that score, S[1] and S[2]: the two statistics.
@@ -56,8 +57,8 @@ def locate(path: str | Path, named_in: str = "") -> Path:
     for candidate in (Path(path), FOLDER / path):
         if candidate.is_file():
             return candidate
-    folder = (FOLDER / path).parent
-    near = nearest(Path(path).name, [file.name for file in folder.glob("*.json")]) if folder.is_dir() else ""
+    shipped = [file.relative_to(FOLDER).as_posix() for part in ("configs", "exps") for file in (FOLDER / part).rglob("*.json")]
+    near = nearest(Path(path).as_posix(), sorted(shipped))
     because = f" that {named_in} inherits" if named_in else ""
     raise UserError(f"no file {path}{because} here or in {FOLDER.name}/{near}; configs/ and exps/ hold the shipped ones")
 
@@ -142,12 +143,19 @@ def _cast(key: str, text: str, old):
 
 
 def _check_kinds(path: str, flat: dict) -> None:
+    """Refuse values of another type than their key's, and counts below 1."""
     for key, kind in KINDS.items():
         value = flat.get(key)
         allowed = (int, float) if kind is float else kind
         wrong = value is not None and (not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)))
         if wrong:
             raise UserError(f"{path}: {key} must be of type {kind.__name__}, got {value!r}")
+        numbers = value if kind is list and value else []
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+            raise UserError(f"{path}: {key} must hold whole numbers, got {value!r}")
+    for key in COUNTS:
+        if flat.get(key) is not None and flat[key] < 1:
+            raise UserError(f"{path}: {key} must be at least 1, got {flat[key]}")
 
 
 def _tell_dead_keys(path: str, flat: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.arguments import positive_int
 from common.datasets import (
     CATALOGUE,
     Images,
@@ -35,13 +37,22 @@ PATHS = {
 DRY_RUN_IMAGES = 16
 
 
+def whole_number(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text}")
+    return value
+
+
 def add_path_arguments(parser) -> None:
     """Add the original's path constants as flags."""
     group = parser.add_argument_group("the original's paths")
     for flag, (variable, _, holds) in PATHS.items():
         group.add_argument(f"--{flag}", type=Path, metavar="DIR", help=f"{holds}; else ${variable}, else below the data folder")
-    group.add_argument("--image_size", type=int, metavar="PIXELS", help="side of streamed images (ImageNet); else 224")
-    group.add_argument("--workers", type=int, metavar="N", help="processes that decode streamed images; else the CPUs less one")
+    group.add_argument("--image_size", type=positive_int, metavar="PIXELS", help="side of streamed images (ImageNet); else 224")
+    group.add_argument("--workers", type=whole_number, metavar="N",
+                       help="processes that decode streamed images; else the CPUs less one")
 
 
 def place_data_sets(args) -> None:

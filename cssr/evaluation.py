@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import torch
 
-from common.inference import evaluation_parts, outputs
-from cssr.expressions import point_score, scored_by
+from common.inference import apply_batched, evaluation_parts, outputs
+from cssr.expressions import point_score, scored_by, terms_of
 from cssr.history import History, evaluated, last_and_best
 from cssr.scores import PREFIX, SCORES
 from cssr.scoring import collect_statistics, score_function
@@ -24,20 +25,30 @@ def no_statistics(classes: int, channels: int) -> dict[str, torch.Tensor]:
 def statistics_of(model, data, devices, batches, args, header) -> dict[str, torch.Tensor]:
     """The `statistics.*` tensors that the network's scores need; constants of a released expression go into the header."""
     own = header.get("score", {})
-    frozen = getattr(model, "frozen", False)
-    if frozen and own.get("integrate_score") == "S[0]":
+    frozen, terms = getattr(model, "frozen", False), terms_of(model.kind, own)
+    if frozen and terms == [0]:
         head = header["model"]
         return no_statistics(head["classes"], head["projection_dim"] if head["projection_dim"] > 0 else model.backbone.channels)
-    with_gram = args.enable_gram and (not frozen or "S[2]" in own.get("integrate_score", "S[2]"))
+    with_gram = args.enable_gram and (not frozen or 2 in terms)
     statistics = collect_statistics(
         model.eval(), data.train.pixels, devices, batches if args.released_statistics else None, with_gram
     )
     if "score" in own:
-        arrays = arrays_of(model, statistics, [("train", 2, data.train)], devices)
-        channels = statistics[f"{PREFIX}class_share"].shape[1]
-        values = point_score(model.kind, own["score"], arrays, abs(model.head.scale), channels)
+        values = point_scores(model, own["score"], statistics, data.train.pixels, devices)
         own |= {"mean": float(values.mean()), "std": float(values.std())}
     return statistics
+
+
+def point_scores(model, expression: str, statistics, pixels, devices) -> np.ndarray:
+    """S0 of images by a released expression, `(N,)`; reduced batch by batch: logits of a large set would take gigabytes."""
+    function, channels = score_function(model, statistics, devices), statistics[f"{PREFIX}class_share"].shape[1]
+
+    def reduced(images):
+        arrays = {key: value.cpu().numpy() for key, value in function(images).items()}
+        values = point_score(model.kind, expression, arrays, abs(model.head.scale), channels)
+        return {"score": torch.from_numpy(values)}
+
+    return apply_batched(reduced, pixels, devices.device)["score"].astype(np.float64)
 
 
 def arrays_of(model, statistics, parts, devices, batch_size: int = 512) -> dict:
@@ -77,20 +88,30 @@ class Evaluation:
         """Evaluate when it is time to, and write the epoch's entry; `line` is that of the log, `rate` the last one."""
         self.collected = None
         if self.history is not None:
-            epoch = line["epoch"]
-            due = epoch % self.interval == self.interval - 1 or epoch + 1 == self.run.max_epochs
-            self.history.add(epoch, _loss(line, rate), self._evaluate() if due else None)
+            self._add(line, rate, self.run.max_epochs)
         if self.interval:
             self.devices.barrier()
 
-    def finish(self, rate: float) -> None:
-        """Make up for the last epoch's evaluation where the run was interrupted in it, and print the closing line."""
+    def make_up(self, max_epochs: int, rate: float) -> None:
+        """Write the entry of the last finished epoch where a run was interrupted before it; `rate` is that epoch's."""
+        done = self.run.epoch
+        if self.history is not None and done and [entry["epoch"] for entry in self.history.entries[-1:]] != [done - 1]:
+            log = (self.run.directory / "log.jsonl").read_text().splitlines()
+            self._add(json.loads(log[-1]), rate, max_epochs)
+        if self.interval:
+            self.devices.barrier()
+
+    def _add(self, line: dict, rate: float, max_epochs: int) -> None:
+        """Evaluate when it is time to, and write the epoch's entry."""
+        epoch = line["epoch"]
+        due = epoch % self.interval == self.interval - 1 or epoch + 1 == max_epochs
+        self.history.add(epoch, _loss(line, rate), self._evaluate() if due else None)
+
+    def finish(self) -> None:
+        """Print the closing line."""
         if self.history is None:
             return
-        entries, last = self.history.entries, self.run.epoch - 1
-        if not entries or entries[-1]["epoch"] != last:
-            log = (self.run.directory / "log.jsonl").read_text().splitlines()
-            self.history.add(last, _loss(json.loads(log[-1]), rate), self._evaluate())
+        entries = self.history.entries
         found = [last_and_best(entries, name) for name in ("close acc", "open_detection.auroc")]
         (last_accuracy, best_accuracy), (last_auroc, best_auroc) = found
         print(f"LastAcc {last_accuracy:.4f}  LastAuroc {last_auroc:.4f}  BestAcc {best_accuracy:.4f}"

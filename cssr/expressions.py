@@ -35,6 +35,11 @@ def settings(kind: str, score: str | None, integration: str | None) -> dict:
     return {key: value for key, value in (("score", score), ("integrate_score", integration)) if value}
 
 
+def terms_of(kind: str, own: Mapping) -> list[int]:
+    """Numbers of the terms S[0], S[1], S[2] in the fused score that a header's settings name, else in the model's default."""
+    return [int(digit) for digit in re.findall(r"\d", own.get("integrate_score") or DEFAULT_INTEGRATION[kind])]
+
+
 def point_score(kind: str, expression: str | None, arrays: Mapping[str, np.ndarray], gamma: float, channels: int):
     """S0 by its expression, float64 `(N,)`, large for known images.
 
@@ -69,7 +74,7 @@ def own_score(header: Mapping, tensors: Mapping, arrays: Mapping[str, np.ndarray
     channels = tensors[f"{PREFIX}class_share"].shape[1]
     first = point_score(kind, own.get("score"), arrays, header["model"]["gamma"], channels)
     values = np.column_stack([first, arrays["parts"][:, -2:].astype(np.float64)])
-    terms = [int(digit) for digit in re.findall(r"\d", own.get("integrate_score") or DEFAULT_INTEGRATION[kind])]
+    terms = terms_of(kind, own)
     if len(terms) == 1:
         return values[:, terms[0]]
     mean, std = (tensors[f"{PREFIX}{name}"].numpy().astype(np.float64).copy() for name in ("mean", "std"))

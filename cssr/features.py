@@ -96,8 +96,9 @@ class FeatureCache:
     def _complete(self, place: Path, images: Images, said: dict, augment, view: int, seed: int) -> None:
         """Compute what is missing of one cache."""
         progress, count = place / "progress.json", len(images)
-        done = json.loads(progress.read_text())["done"] if progress.exists() else 0
-        if done == count and (place / "features.npy").exists():
+        there = progress.exists() and (place / "features.npy").exists()
+        done = json.loads(progress.read_text())["done"] if there else 0
+        if done == count:
             return
         stored, recorded = None, time.monotonic()
         for start, found in self._computed(images, done, augment, view, seed):
@@ -117,7 +118,7 @@ class FeatureCache:
     def _open(self, place: Path, shape: tuple[int, ...], done: int) -> np.memmap:
         """The file of the features, made at the start, with room for all of them."""
         path = place / "features.npy"
-        if done and path.exists():
+        if done:
             return np.load(path, mmap_mode="r+")
         needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(place).free
         if needed > free:

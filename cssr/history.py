@@ -145,6 +145,6 @@ def last_and_best(entries: list[dict], metric: str) -> tuple[float | None, float
         value = entry
         for key in metric.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        values.append(value)
+        values.append(value if isinstance(value, (int, float)) else None)
     present = [value for value in values if value is not None]
     return (values[-1] if values else None), (max(present) if present else None)

@@ -126,6 +126,7 @@ def main(argv=None) -> None:
     header["data"] |= {key: value for key, value in special.items() if value is not None}
     header |= {"score": scoring} if scoring else {}
     evaluation = Evaluation(run, args, header, data, devices, model, batches)
+    evaluation.make_up(args.max_epochs, optimizer.param_groups[0]["lr"])
 
     for epoch in run.epochs(args.max_epochs):
         model.train()
@@ -151,7 +152,7 @@ def main(argv=None) -> None:
         evaluation.end_epoch(line, optimizer.param_groups[0]["lr"])
 
     if devices.rank == 0:
-        evaluation.finish(optimizer.param_groups[0]["lr"])
+        evaluation.finish()
         run.finish(model.state_dict() | evaluation.statistics(), header)
         print(f"trained: {run.directory}")
 

@@ -59,8 +59,9 @@ class StreamedPixels:
     def batches(self, lists: Iterable[list[int]]) -> Iterator[np.ndarray]:
         """Decoded batches of the given positions, read ahead by the workers."""
         loader = torch.utils.data.DataLoader(
-            self.images, batch_sampler=list(lists), num_workers=self.workers, collate_fn=_stacked
-        )
+            self.images, batch_sampler=list(lists), num_workers=self.workers, collate_fn=_stacked,
+            generator=torch.Generator(),  # its own: reading images must not move the generator that dropout draws from
+        )  # fmt: skip
         yield from loader
 
     def __getitem__(self, index) -> np.ndarray:

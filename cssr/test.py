@@ -3,6 +3,7 @@
     python cssr/test.py --save NAME                                  # the fused score on a run's own unknown classes
     python cssr/test.py --save NAME --score fused s0 s1 s2 msp --unknown omniglot noise
     python cssr/test.py --save NAME --ds ./exps/cifar10/all_vs_lsun_crop.json
+    python cssr/test.py --save NAME --images my_digit.png folder/    # class or "unknown" for own pictures
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def get_args_parser() -> ScriptParser:
 
     parser = ScriptParser(description=__doc__.split("\n")[0])
     group = add_evaluation_arguments(parser, SCORE_NAMES, ["fused"], "those of --ds or of the run's experiment file, else rest")
+    group.add_argument("--images", nargs="+", metavar="FILE|DIR",
+                       help="judge own pictures instead: class or unknown at the threshold of the last evaluation")
     group.add_argument("--ds", metavar="FILE", help="experiment whose unknown sets are tested; it must know the run's classes")
     group.add_argument("--feature_dir", type=Path, metavar="DIR", help="features of a frozen backbone, as in main.py")
     add_path_arguments(parser)
@@ -85,11 +88,13 @@ def main(argv=None) -> None:
         raise UserError("--score s2 needs Gram statistics: the run was trained with --without_gram (or cssr_ft)")
     if "s1" in args.score and trained.tensors["statistics.class_share"].isnan().all():
         raise UserError("--score s1 needs training statistics: train with --integrate_score S[0]+S[1]")
-    data = open_set_data_of(trained, args)
+    data = None if args.images else open_set_data_of(trained, args)
     model = build_network(header["model"])
     trained.fill(model)
     devices = Devices(args)
     model = devices.setup(model).eval()
+    if args.images:
+        return judge_images(args, trained, model, devices)
     begun = time.monotonic()
     if header["model"].get("frozen") and header["data"].get("feature_views") != 0:
         data = featured(data, model, devices, args, trained.directory)
@@ -104,6 +109,23 @@ def main(argv=None) -> None:
         return f"{kind}-{name}"
 
     report(args, trained, data, args.score, lambda name: scored_by(name, header, trained.tensors, arrays), seconds, argv, method)
+
+
+def judge_images(args, trained, model, devices) -> None:
+    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
+    from common.inference import apply_batched
+    from common.own_images import read_images, verdict_lines
+    from cssr.expressions import scored_by
+    from cssr.scoring import score_function
+
+    header, name = trained.header, args.score[0]
+    threshold = trained.threshold(name)
+    files, pixels = read_images(args.images, tuple(header["model"]["shape"]))
+    function = score_function(model, trained.tensors, devices)
+    arrays = apply_batched(function, pixels, devices.device, args.batch_size)
+    prediction = arrays["logits"].argmax(1)
+    found = scored_by(name, header, trained.tensors, arrays)
+    print("\n".join(verdict_lines(files, prediction, found["unknown_score"], threshold, header["class_names"], name)))
 
 
 def featured(data, model, devices, args, directory):

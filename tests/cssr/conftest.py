@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
     for model in ("pcssr", "rcssr", "linear"):
         directory = directories[model] = tmp_path_factory.mktemp("runs") / model
         main.main(["--preset", "digits", "--model", model, "--run_dir", str(directory)])
-        test.main(["--run_dir", str(directory), "--score", "fused", "s0", "s1", "s2", "msp", "mls"])
+        test.main(["--run_dir", str(directory), "--no_report", "--score", "fused", "s0", "s1", "s2", "msp", "mls"])
     return directories
 
 

@@ -119,6 +119,9 @@ BAD = [
     ({"score": "R[0]/R[2]"}, "divides by the constant 0"),
     ({"epoch_num": "many"}, "epoch_num must be of type int"),
     ({"batch_size": True}, "batch_size must be of type int"),
+    ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ({"milestones": [120, "190"]}, "milestones must hold whole numbers"),
+    ({"category_model": {"model": "pcssr", "ae_hidden": [1.5]}}, "ae_hidden must hold whole numbers"),
     ({"category_model": {"model": "pcssr", "gamma": [1]}}, "gamma must be of type float"),
     ({"inherit": "./configs/nothing_there.json"}, "that old.json inherits"),
 ]

@@ -1,9 +1,13 @@
 """main.py and test.py on digits: figures, files, `--test`, original flags, and bad input in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
 
 from common import checkpoints
 from common.results import read_scores
@@ -67,17 +71,6 @@ def test_released_statistics_move_the_constants(tmp_path):
     clean, released = found
     np.testing.assert_array_equal(clean["statistics.class_share"], released["statistics.class_share"])
     assert not np.allclose(clean["statistics.mean"], released["statistics.mean"])
-
-
-def test_the_originals_command_trains_and_test_evaluates(tmp_path):
-    from cssr import main
-
-    flags = ["--ds", "./exps/digits/first_6.json", "--config", "./configs/rcssr/digits.json", "--method", "cssr",
-             "--gpu", "-1", "--run_dir", str(tmp_path / "run"), "--dry_run"]  # fmt: skip
-    main.main(flags)
-    main.main([*flags, "--test"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"] == "rcssr"
-    assert set(metrics_of(tmp_path / "run" / "dry_run")) == {"fused"}
 
 
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
@@ -145,11 +138,45 @@ def test_bad_evaluation_input_is_one_line(trained, flags, expected, capsys):
     assert left.value.code == 2 and error.count("\n") == 1 and expected in error
 
 
-def test_scripts_run_as_a_user_runs_them(run, tmp_path):
-    done = run("main.py", "--run_dir", tmp_path / "run", "--dry_run")
-    assert done.returncode == 0, done.stderr
-    done = run("test.py", "--run_dir", tmp_path / "run", "--dry_run")
+def test_scripts_run_as_a_user_runs_them(run, trained):
+    """main.py itself runs in the tests of run.sh."""
+    done = run("test.py", "--run_dir", trained["linear"], "--dry_run")
     assert done.returncode == 0 and "fused" in done.stdout, done.stderr
+    for command in (["cssr/main.py"], ["-m", "cssr.main"], ["-m", "cssr.test"]):
+        done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "--imagenet_path" in done.stdout, done.stderr
+
+
+def test_own_pictures_are_judged(trained, tmp_path, capsys):
+    """Test images stored as files get the verdict of their scores; a folder and a single file, any size."""
+    from common.datasets import load
+    from cssr import test
+
+    images, folder = load("digits", False), tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(40):
+        Image.fromarray(images.pixels[number, 0]).resize((32, 32), Image.NEAREST).save(folder / f"{number:02d}.png")
+    capsys.readouterr()
+    test.main(["--run_dir", str(trained["pcssr"]), "--images", str(folder), str(folder / "00.png")])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(said) == 41 and said[0][1:] == said[40][1:] and said[0][0].endswith("00.png")
+    right = [("unknown" if label > 5 else str(label)) == words[1] for label, words in zip(images.labels, said)]
+    assert sum(right) >= 34
+    threshold = json.loads((trained["pcssr"] / "metrics.json").read_text())["thresholds"]["fused"]["validation"]
+    assert float(said[0][-1]) == pytest.approx(threshold, abs=1e-3)
+
+
+def test_weights_of_another_number_of_classes_are_one_line(own_run, capsys):
+    from common.arguments import run_script
+    from cssr import test
+
+    tensors, header = checkpoints.load_weights(own_run, paper="cssr")
+    header["model"]["classes"] = 5
+    checkpoints.save_weights(own_run / "weights.safetensors", tensors, header)
+    with pytest.raises(SystemExit) as left:
+        run_script(test.main, ["--run_dir", str(own_run)])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count("\n") == 1 and "weights do not fit" in error and len(error) < 500
 
 
 def test_records_name_model_and_score(own_run, tmp_path, monkeypatch):
@@ -157,7 +184,7 @@ def test_records_name_model_and_score(own_run, tmp_path, monkeypatch):
     from cssr import test
 
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
-    test.main(["--run_dir", str(own_run), "--score", "fused", "--record", "check"])
+    test.main(["--run_dir", str(own_run), "--score", "fused", "--record", "check", "--no_report"])
     (path,) = (tmp_path / "records" / "cssr").glob("*.json")
     assert path.name == "check-digits-pcssr_fused-first_6-s0.json"
     record = json.loads(path.read_text())

@@ -13,17 +13,18 @@ from cssr.configuration import FOLDER
 from cssr.data import unknown_sets
 from cssr.experiments import UnknownSet, experiment, is_rest, read_experiment, table, text_of
 
+TABLE = table()
 SPECIFICATION = Path(__file__).resolve().parents[2].parent / "shared" / "specs" / "cssr_splits.json"
 
 
 def test_files_are_those_of_the_table():
     found = {path.relative_to(FOLDER / "exps").as_posix(): path.read_text() for path in FOLDER.glob("exps/**/*.json")}
-    assert found == {name: text_of(content) for name, content in table().items()}
-    assert all(json.loads(text) == table()[name] for name, text in list(found.items())[:3])
+    assert found == {name: text_of(content) for name, content in TABLE.items()}
+    assert all(json.loads(text) == TABLE[name] for name, text in list(found.items())[:3])
 
 
 def test_every_protocol_is_there():
-    names = set(table())
+    names = set(TABLE)
     five = {f"{data}/spl_{s}.json" for s in "abcde"
             for data in ("cifar10", "svhn", "tinyimagenet", "mnist", "digits", "cifar+10", "cifar+50")}  # fmt: skip
     outliers = ("imagenet_crop", "imagenet_resize", "lsun_crop", "lsun_resize", "imagenet_fix", "lsun_fix", "svhn", "cifar100",
@@ -39,7 +40,7 @@ def test_splits_equal_the_recorded_ones():
     recorded = json.loads(SPECIFICATION.read_text())["official"]
     for data in ("cifar10", "svhn", "tinyimagenet"):
         for letter, expected in recorded[data].items():
-            content = table()[f"{data}/spl_{letter}.json"]
+            content = TABLE[f"{data}/spl_{letter}.json"]
             (train,), (test,) = content["train"], content["test"]
             labels = np.array(test["convert_class"])
             assert np.flatnonzero(labels >= 0).tolist() == expected["known"]
@@ -49,10 +50,10 @@ def test_splits_equal_the_recorded_ones():
             assert set(test["keep_class"]) == {-1, *train["keep_class"]}
 
 
-@pytest.mark.parametrize("name", list(table()))
+@pytest.mark.parametrize("name", list(TABLE))
 def test_every_file_reads_back(name):
     found = read_experiment(f"./exps/{name}")
-    content = table()[name]
+    content = TABLE[name]
     split = find_split(found.dataset, found.split)
     assert found.dataset == content["name"] and found.unknown
     assert np.flatnonzero(np.array(content["train"][0]["convert_class"]) >= 0).tolist() == list(split.known)

@@ -92,3 +92,4 @@ def test_last_and_best():
     assert last_and_best(entries[:2], "open_detection.auroc") == (None, 0.5)
     assert last_and_best([], "open_detection.auroc") == (None, None)
     assert last_and_best(entries, "open_detection.auroc.x") == (None, None)
+    assert last_and_best(entries, "open_detection") == (None, None)

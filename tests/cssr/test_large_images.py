@@ -1,11 +1,18 @@
 """Streamed sets of a thousand classes, frozen backbones and their feature caches: equal to plain computation, resumable."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -13,14 +20,21 @@ from common import checkpoints
 from common.backbones import Normalise
 from common.datasets import CATALOGUE, Images, data_root
 from common.datasets.batches import Batches
-from common.datasets.streaming import open_folder
+from common.datasets.streaming import FileList, open_folder
 from common.errors import TimeUp, UserError
 from cssr import features, main, test
 from cssr.arguments import parse_arguments
 from cssr.augmentation import augmentation
 from cssr.data import place_data_sets
 from cssr.features import FeatureCache
-from cssr.pretrained import PretrainedCSSR, build_network, fitting_state
+from cssr.pretrained import (
+    PretrainedCSSR,
+    build_network,
+    build_pretrained,
+    fitting_state,
+    has_weights,
+    normalisation_of,
+)
 from cssr.streaming import HostBatches, StreamedPixels, open_set
 
 CLASSES, SIZE = 1000, 32
@@ -91,6 +105,39 @@ def test_streamed_sets_are_split_by_their_labels_alone(train_set, monkeypatch):
     assert (chosen.as_unknown("x").labels == -1).all()
 
 
+def anonymous_memory() -> float:
+    """Memory of this process in MB without mapped files, which the system takes back when it needs them."""
+    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """3,000 images of 96 pixels, 83 MB: a training epoch, an evaluation pass, and their features on the disk (166 MB)."""
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / "0.jpg")
+    files = FileList([(tmp_path / "0.jpg", k % 1000) for k in range(3000)], tuple(map(str, range(1000))), "many")
+    images = Images(StreamedPixels(files, 96, 96), np.arange(3000) % 1000, files.classes, "many")
+    counts, peaks = [], []
+
+    def watch(batch):
+        counts.append(len(batch))
+        peaks.append(anonymous_memory())
+        return torch.as_tensor(batch).float()
+
+    net = SimpleNamespace(eval=lambda: net, backbone=torch.nn.Identity(), normalise=torch.nn.Identity(), backbone_map=watch)
+    batches = HostBatches(images.pixels, torch.from_numpy(images.labels), 100)
+    passes = {
+        "training": lambda: [watch(batch).sum() for _, batch, _ in batches.epoch(0)],
+        "evaluation": lambda: [watch(images.pixels[start : start + 100]).sum() for start in range(0, 3000, 100)],
+        "features": lambda: FeatureCache(tmp_path / "features", net, DEVICES).features_of(images),
+    }
+    for name, passed in passes.items():
+        counts.clear(), peaks.clear()
+        kept = passed()
+        watch([])
+        assert sum(counts) == 3000 and len(kept), name
+        assert max(peaks[5:]) - max(peaks[:5]) < 30, (name, peaks)
+
+
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
 def test_host_batches_equal_those_on_the_device(rank, world):
     images = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8)
@@ -156,6 +203,10 @@ def test_an_interrupted_cache_ends_as_an_uninterrupted_one(tmp_path, policy, mon
     assert computed == [128, 44]
     FeatureCache(tmp_path / "parts", net, DEVICES).features_of(images, policy, view, seed=5)
     assert len(computed) == 2  # complete: nothing is computed again
+    (stored,) = (tmp_path / "parts").glob("*/features.npy")
+    stored.unlink()
+    again = FeatureCache(tmp_path / "parts", net, DEVICES).features_of(images, policy, view, seed=5)
+    np.testing.assert_array_equal(again.pixels, whole.pixels)
 
 
 def test_a_cache_belongs_to_weights_images_and_view(tmp_path):
@@ -213,6 +264,25 @@ def test_a_thousand_classes_train_stop_resume_and_evaluate(tree, tmp_path, monke
         test.main(["--run_dir", str(tmp_path / "run"), "--score", "s1"])
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tree, tmp_path):
+    """SIGKILL as soon as one set's features are there; the command with --resume ends as if nothing had happened."""
+    flags = imagenet_flags(tree, tmp_path)
+    started = subprocess.Popen([sys.executable, str(ROOT / "cssr" / "main.py"), *flags], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while time.monotonic() < end and not list(tmp_path.glob("features/*/progress.json")):
+        time.sleep(0.01)
+    started.kill()
+    assert started.wait() == -signal.SIGKILL and not (tmp_path / "run" / "weights.safetensors").exists()
+    done = subprocess.run([sys.executable, str(ROOT / "cssr" / "main.py"), *flags, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "run" / "hist.json").read_text())] == [0, 1]
+    assert len(list(tmp_path.glob("features/*/features.npy"))) == 3
+    for progress in tmp_path.glob("features/*/progress.json"):
+        content = json.loads(progress.read_text())
+        assert content["done"] == content["of"]
+
+
 def without_limit(original):
     def start(self, folder, model, devices, minutes=None):
         original(self, folder, model, devices)
@@ -242,12 +312,25 @@ def test_frozen_backbones_of_own_runs_and_without_weights(trained, tmp_path, cap
     assert names and all(torch.equal(before[name], after[name]) for name in names)
     history = json.loads((directory / "hist.json").read_text())
     assert ["close acc" in entry for entry in history] == [False, True, True]  # the last epoch always is evaluated
+    main.main(["--method", "cssr_ft", "--backbone_weights", str(trained["linear"]), "--model", "linear", "--max_epochs", "1",
+               "--run_dir", str(tmp_path / "linear"), "--feature_dir", str(tmp_path / "features")])  # fmt: skip
+    tensors, header = checkpoints.load_weights(tmp_path / "linear", paper="cssr")
+    assert not tensors["statistics.gram_mean"].numel() and "score" not in header  # nothing is collected that no score needs
     for flags, message in ((["--backbone", "resnet18"], "has no weights"), ([], "has no weights"),
                            (["--backbone", "convnet28", "--backbone_weights", str(trained["linear"])], "does not fit"),
                            (["--backbone_weights", str(tmp_path / "no.pth")], "no run, file")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             main.main(["--method", "cssr_ft", "--run_dir", str(tmp_path / "none"), *flags])
     assert not (tmp_path / "none").exists()
+
+
+def test_networks_of_timm():
+    pytest.importorskip("timm")
+    net = build_pretrained("timm/resnet10t").eval()
+    assert net.feature_map(torch.zeros(1, 3, 64, 64)).shape == (1, net.channels, 2, 2) and has_weights("timm/resnet10t")
+    assert normalisation_of("timm/resnet10t")[0] == pytest.approx((0.485, 0.456, 0.406), abs=1e-3)
+    with pytest.raises(UserError, match="timm has no backbone 'resnet10x'"):
+        build_pretrained("timm/resnet10x")
 
 
 def test_weights_are_found_under_usual_prefixes():
