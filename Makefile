@@ -1,4 +1,4 @@
-# make demo | test | test-long | bench | table; each creates .venv and installs on first use. PYTHON chooses the interpreter.
+# make demo | test | test-long | notebooks | bench | table; each creates .venv and installs on first use. PYTHON chooses the interpreter.
 PYTHON ?= python3
 RUN = .venv/bin/python
 
@@ -11,6 +11,9 @@ test: .venv/installed-tests
 
 test-long: .venv/installed-tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+
+notebooks: .venv/installed-tests
+	$(RUN) notebooks/execute.py
 
 bench: .venv/installed-tests
 	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
@@ -25,9 +28,9 @@ table: .venv/installed
 	touch $@
 
 .venv/installed-tests: .venv/installed
-	$(RUN) -m pip install -q -e ".[test]"
+	$(RUN) -m pip install -q -e ".[test,notebooks]"
 	@$(RUN) -m pip install -q numpy cython setuptools wheel && $(RUN) -m pip install -q --no-build-isolation libmr \
 		|| echo "libmr does not build here: its comparison tests are skipped, nothing else needs it"
 	touch $@
 
-.PHONY: demo test test-long bench table
+.PHONY: demo test test-long notebooks bench table

@@ -21,7 +21,8 @@ def name_of(requirement: str) -> str:
 
 def declared() -> set[str]:
     project = PROJECT["project"]
-    return {name_of(r) for r in project["dependencies"] + project["optional-dependencies"]["test"]}
+    extras = project["optional-dependencies"]
+    return {name_of(r) for r in project["dependencies"] + extras["test"] + extras["notebooks"]}
 
 
 def test_requirements_pin_every_declared_package():

@@ -80,9 +80,8 @@ def test_original_defaults():
         "margin_max_distance": 32, "margin_jumps": 1.0, "margins_epoch": 0, "known_dataset": "mnist", "opt": "sgd",
         "batch_classes": 10, "sample_count": 40, "enc_type": "resnet18", "lr": 1e-4, "kl_coeff": 0.1, "step_size": 100,
         "batch_size": 256, "generation_epoch": 20, "class_num": 10, "lower_bound": 0.05, "latent_dim": 256,
-        "finetune_lr": 1e-4, "max_epochs": 1000, "unknown_dataset": "omniglot", "num_workers": 8, "step_gamma": 0.1,
-        "data_transforms": "mnist",
-    }  # fmt: skip
+        "finetune_lr": 1e-4, "max_epochs": 1000, "unknown_dataset": "omniglot", "num_workers": 8,
+        "data_transforms": "mnist", "step_gamma": 0.1}  # fmt: skip
     assert {key: getattr(args, key) for key in expected} == expected
     assert not args.finetune and not args.first_conv and not args.maxpool1 and not args.offline
 
@@ -346,6 +345,7 @@ def test_weights_that_know_the_unknown_classes_are_refused(tmp_path, baseline, c
 DIGITS = ["--preset", "digits"]
 BAD = [
     (["--enc_type", "resnet"], "choose from"),
+    (["--margin_step", "1"], "unrecognized"),
     (["--preset", "digit"], "nearest: digits"),
     ([*DIGITS, "--enc_out_dim", "512"], "--enc_out_dim 512 does not fit --enc_type small: its output has 64"),
     ([*DIGITS, "--input_height", "28"], "have 8 pixels"),
@@ -354,22 +354,25 @@ BAD = [
     ([*DIGITS, "--subset", "40"], "lower it to at most"),
     ([*DIGITS, "--class_num", "4"], "--split first-6 of digits has 6"),
     (["--lr", "-1"], "at least 0"),
+    (["--sample_count", "0"], "at least 1"),
     (["--known_dataset", "digits", "--class_num", "11"], "K must be 1 to 10"),
     ([*DIGITS, "--known_dataset", "digit"], "nearest: digits"),
     ([*DIGITS, "--unknown_dataset", "omniglott"], "nearest: omniglot"),
+    ([*DIGITS, "--unknown_dataset", "digits"], "is the known data set"),
+    ([*DIGITS, "--unknown_dataset", "cifar_unknown"], "means the other classes of cifar10"),
+    (["--known_dataset", "cifar_known", "--unknown_dataset", "cifar_unknown"], "needs --class_num below 10"),
+    ([*DIGITS, "--weights", "checkpoint_100.pth.tar"], "ODIN's CIFAR-100 DenseNet"),
+    ([*DIGITS, "--checkpoint_path", "cifar10_vgg.ckpt"], "main.py --preset cifar10-vgg --save cifar10_vgg trains it"),
     ([*DIGITS, "--enc_type", "mnist-conv", "--first_conv"], "--first_conv goes with"),
     ([*DIGITS, "--enc_type", "speednet"], "at least 9 pixels"),
-    ([*DIGITS, "--data_transforms", "cifar"], "colour images"),
     ([*DIGITS, "--finetune"], "--finetune needs --weights"),
     ([*DIGITS, "--weights", "a", "--finetune"], "--finetune_epochs 20 leaves the whole network none"),
     ([*DIGITS, "--weights", "a", "--checkpoint_path", "b"], "exclude each other"),
     ([*DIGITS, "--weights", "no-such-run"], "baseline_openmax/main.py trains one"),
     ([*DIGITS, "--weights", "BASELINE", "--enc_type", "resnet18"], "--enc_type small takes it"),
     ([*DIGITS, "--checkpoint_path", "BASELINE"], "expected one of 'vmdls'"),
-    ([*DIGITS, "--checkpoint_path", "no-such-run"], "vmdls/main.py trains one"),
     ([*DIGITS, "--weights", "a", "--init", "kaiming"], "fresh encoder"),
     ([*DIGITS, "--kl_samples", "2"], "invalid choice"),
-    ([*DIGITS, "--margin_step", "1"], "unrecognized"),
 ]
 
 

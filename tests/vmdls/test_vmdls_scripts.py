@@ -101,16 +101,37 @@ def test_a_repeated_layer_is_modelled_once(evaluated):
     np.testing.assert_array_equal(g, t3)
 
 
-def test_threshold_table_holds_the_metrics_own_figures(evaluated):
-    with open(evaluated / "thresholds.csv") as lines:
-        rows = {round(100 * float(row["tpr"])): row for row in csv.DictReader(lines)}
+def table_of(path):
+    with open(path) as lines:
+        return {round(100 * float(row["tpr"])): row for row in csv.DictReader(lines)}
+
+
+def test_tables_hold_the_metrics_own_figures(evaluated, own_run):
+    from vmdls import test
+
     values = metrics_of(evaluated)["scores"]["vmdls"]["digits-unknown"]
+    rows = table_of(evaluated / "thresholds.csv")
+    assert set(rows[95]) == {"unknown", "threshold", "tpr", "fpr"} and len(rows) == 100
     assert float(rows[95]["fpr"]) == pytest.approx(values["fpr95_known_positive"], abs=1e-6)
+    assert not (evaluated / "f1_by_threshold.csv").exists()
+    test.main(["--run_dir", str(own_run), "--no_report"])
+    rows = table_of(own_run / "f1_by_threshold.csv")
     assert float(rows[95]["macro_f1"]) == pytest.approx(values["macro_f1_test_quantile"], abs=1e-6)
     assert float(rows[100]["known_accuracy"]) == pytest.approx(values["closed_accuracy"], abs=1e-6)
+    named = metrics_of(own_run)["f1_at_95_tpr"]["vmdls"]["digits-unknown"]
+    assert named == {"threshold": float(rows[95]["threshold"]), "macro_f1": pytest.approx(float(rows[95]["macro_f1"]), abs=1e-6)}
     # Without ties CAUROC is OSCR over the closed accuracy.
     area = values["oscr"] / values["closed_accuracy"]
     assert metrics_of(evaluated)["cauroc"]["vmdls"]["digits-unknown"] == pytest.approx(area, abs=1e-9)
+
+
+def test_figures_and_snapshots_are_files(evaluated):
+    drawn = {path.name for path in (evaluated / "figures").iterdir()}
+    assert {"roc.png", "f1_threshold.png", "histogram.png", "confusion.png"} <= drawn
+    with np.load(evaluated / "latents" / "epoch-008.npz", allow_pickle=False) as stored:
+        assert stored["mean"].shape == (len(stored["target"]), 16) and stored["class_mean"].shape == (6, 16)
+        assert set(stored["target"].tolist()) == {-1, *range(6)}
+    assert sum(path.stat().st_size for path in (evaluated / "latents").iterdir()) < 8 * 40_000
 
 
 def test_covariances_that_are_not_stored_are_computed_and_said(own_run, capsys):
@@ -218,15 +239,26 @@ def test_records_name_score_and_switches(own_run, tmp_path, monkeypatch):
         (["--input_height", "28"], "contradicts"),
         (["--known_dataset", "mnist"], "contradicts"),
         (["--first_conv"], "contradicts"),
-        (["--ae_features"], "no auto-encoder"),
         (["--unknown_dataset", "omniglott"], "nearest"),
         (["--shrinkage", "1.5"], "shrinkage"),
         (["--score", "vmdlss"], "vmdls"),
         (["--thresholdin"], "nearest: --thresholding"),
+        (["--sample_count", "0"], "at least 1"),
+        (["--unknown_dataset", "digits"], "overlap"),
+        (["--thresholding", "--images", "a.png"], "leave out --images"),
+        (["--ablation", "--transductive"], "leave out --transductive"),
+        (["--ablation", "--score", "mean"], "name it with --score"),
+        (["--ae_features", "--score", "mean"], "name it with --score"),
+        (["--ae_weights", "x"], "goes with --ae_features"),
     ],
 )
 def test_bad_flags_are_one_line(evaluated, flags, expected, capsys):
     assert expected in error_of(capsys, ["--run_dir", evaluated, *flags])
+
+
+def test_pictures_before_any_evaluation_ask_for_one(own_run, capsys):
+    (own_run / "metrics.json").unlink()
+    assert "evaluate it once" in error_of(capsys, ["--run_dir", own_run, "--images", "a.png"])
 
 
 def test_weights_that_are_not_finite_are_one_line(own_run, capsys):

@@ -1,0 +1,69 @@
+"""The tables that the release sends to a hosted logger, as files: thresholds, F1 by threshold, its CAUROC.
+
+Thresholds are on `unknown_score`, minus the paper's S: an image is accepted below its threshold. A row for every
+hundredth of the TPR (known test images that are accepted), so that the README's protocol, the F1 at 95 % TPR, is a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common.files import write_json
+from common.inference import TEST
+from common.metrics import threshold_accepting
+from vmdls.scores import cauroc, threshold_table
+
+SHARES = [number / 100 for number in range(1, 101)]
+
+
+def by_unknown_source(result: Mapping[str, np.ndarray]) -> Iterator[tuple]:
+    """Yield name, target, prediction and unknown score of the known test images with each unknown source's."""
+    test = result["split"] == TEST
+    for source in np.unique(result["source"][test & (result["target"] < 0)]):
+        kept = test & ((result["target"] >= 0) | (result["source"] == source))
+        arrays = (result[name][kept] for name in ("target", "prediction", "unknown_score"))
+        yield str(result["sources"][source]), *arrays
+
+
+def rows_of(target, prediction, unknown_score, classes: int) -> np.ndarray:
+    """`(100, 6)`: threshold, TPR, FPR, macro-F1, known accuracy, unknown accuracy, for TPRs of .01, .02, ..., 1."""
+    known = unknown_score[target >= 0]
+    cuts = np.array([threshold_accepting(known, share) for share in SHARES])
+    rates = np.searchsorted(np.sort(known), cuts, side="left") / len(known)
+    table = threshold_table(target, prediction, unknown_score, cuts, classes)
+    return np.column_stack((cuts, rates, 1 - table[:, 2], table))
+
+
+def write_tables(directory: Path, found: Mapping[str, Mapping], first: str, method: str, thresholding: bool) -> Path:
+    """Write the table of the score `first`, and add to metrics.json what the release reports.
+
+    There: `method`, whose thresholds they are; `cauroc` of every score; `f1_at_95_tpr` of every score, with its threshold.
+    Returns the path of the table: `thresholds.csv` with `thresholding`, else `f1_by_threshold.csv`.
+    """
+    metrics = json.loads((directory / "metrics.json").read_text())
+    metrics |= {"method": method, "cauroc": {}, "f1_at_95_tpr": {}}
+    for name, result in found.items():
+        sources = list(by_unknown_source(result))
+        metrics["cauroc"][name] = {source: cauroc(*arrays) for source, *arrays in sources}
+        tables = {source: rows_of(*arrays, len(result["class_names"])) for source, *arrays in sources}
+        at = SHARES.index(0.95)
+        metrics["f1_at_95_tpr"][name] = {source: {"threshold": rows[at, 0], "macro_f1": rows[at, 3]}
+                                         for source, rows in tables.items()}  # fmt: skip
+        if name == first:
+            own = tables
+    write_json(directory / "metrics.json", metrics)
+    if thresholding:
+        path, head, columns = directory / "thresholds.csv", "threshold,tpr,fpr", (0, 1, 2)
+    else:
+        path, head = directory / "f1_by_threshold.csv", "threshold,tpr,macro_f1,known_accuracy,unknown_accuracy"
+        columns = (0, 1, 3, 4, 5)
+    lines = [f"unknown,{head}"]
+    for source, rows in own.items():
+        for threshold, *rest in rows[:, columns]:
+            lines.append(",".join((source, repr(float(threshold)), *(f"{value:.6f}" for value in rest))))
+    path.write_text("\n".join(lines) + "\n")
+    return path
