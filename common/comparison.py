@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -164,11 +165,22 @@ is taken run by run: ± is half of the 95 % t-interval over runs, or, for a sing
 ("images"), which knows nothing of the chance of training."""
 
 
+def findings(names: list[str]) -> str:
+    """Statements of `results/findings/PAPER/NAME.json`, with what each run found and its verdict, as a Markdown table."""
+    files = [json.loads((ROOT / "results" / "findings" / f"{name}.json").read_text()) for name in names]
+    lines = [f"| | statement | published | {' | '.join(file['title'] for file in files)} |", "|---" * (3 + len(files)) + "|"]
+    for rows in zip(*(file["findings"] for file in files)):
+        first = rows[0]
+        cells = [first["name"], first["statement"], first["published"], *(f"**{row['verdict']}**: {row['ours']}" for row in rows)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """Fill every `<!-- ledger: ... -->` block of a Markdown text.
 
     `paper=NAME` (and `table=NAME`): that paper's rows; `summary=yes`: the counts of verdicts; `head_to_head=RECIPE` (and
-    `splits=FAMILY`): the methods beside each other.
+    `splits=FAMILY`): the methods beside each other; `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs.
     """
 
     def fill(match):
@@ -177,6 +189,8 @@ def filled(text: str) -> str:
             return f"{match[1]}{summary(list(ledger.ledgers()))}\n{match[4]}"
         if query.get("head_to_head"):
             return f"{match[1]}{head_to_head.markdown(table=query['head_to_head'], splits=query.get('splits'))}\n{match[4]}"
+        if query.get("findings"):
+            return f"{match[1]}{findings(query['findings'].split(','))}\n{match[4]}"
         return f"{match[1]}{markdown(ledger.read(query['paper']), query.get('table'))}\n{match[4]}"
 
     return BLOCK.sub(fill, text)

@@ -95,7 +95,7 @@ def draw_sweep(rows: list[dict], varied: Sequence[str]):
         lines.setdefault(", ".join(f"{name} {row[name]}" for name in others) or "OpenMax", []).append(row)
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     titles = {"auroc": "AUROC", "macro_f1_argmax": "macro-F1, arg max over K+1",
-              "macro_f1_validation": "macro-F1, 95 % of held-out knowns accepted"}  # fmt: skip
+              "macro_f1_validation": "macro-F1, held-out threshold"}  # fmt: skip
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     for axes, (metric, title) in zip(figure.subplots(1, 3), titles.items()):
         for (label, members), colour in zip(lines.items(), itertools.cycle(colours)):

@@ -10,6 +10,7 @@ any data set; the limits that decide them stand in the statements.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.arguments import ScriptParser, run_script
+from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import UserError, nearest
 from common.metrics import (
     aupr_unknown,
@@ -350,6 +351,7 @@ def get_args_parser() -> ScriptParser:
     parser.add_argument("run", help="run directory or name of an evaluated run")
     parser.add_argument("--score", help="OpenMax score of the evaluation; else the first")
     parser.add_argument("--unknown", metavar="SET", help="unknown set of the evaluation; else all of them together")
+    parser.add_argument("--record", metavar="NAME", help="also write results/findings/crosr/NAME.json, for the tables")
     return parser
 
 
@@ -369,6 +371,15 @@ def main(argv=None) -> None:
     with atomic(directory / "findings.md") as partial:
         partial.write_text(markdown(rows, title))
     print(f"written: {directory / 'findings.md'}")
+    if args.record:
+        path = ROOT / "results" / "findings" / PAPER / f"{args.record}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = f"python -m crosr.findings {' '.join(sys.argv[1:] if argv is None else argv)}"
+        write_json(path, {"title": f"{args.record}: {args.unknown or 'all unknown sets'}", "run": directory.name, "score": score,
+                          "command": command, "source": SOURCE,
+                          "findings": [{key: row[key] for key in ("name", "statement", "published", "ours", "verdict")}
+                                       for row in rows]})  # fmt: skip
+        print(f"written: {path.relative_to(ROOT)}; python -m common.reproduce table fills the tables")
 
 
 if __name__ == "__main__":

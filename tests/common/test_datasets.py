@@ -17,7 +17,7 @@ from common.datasets.images import stratified_subset
 
 
 def test_names_and_aliases():
-    assert len(NAMES) == 24
+    assert len(NAMES) == 27
     for alias, name in ALIASES.items():
         assert name in NAMES and resolve_name(alias) == name == resolve_name(alias.upper())
     for original in ("mnist_noise", "cifar_known", "cifar_unknown", "cifar100_known", "cifarova", "oodinaturalist"):

@@ -226,7 +226,8 @@ def test_max_logit_statistics_of_an_absent_class():
     assert np.isnan(found["max_logit_mean"][1]) and np.isnan(found["max_logit_std"][1])
 
 
-def test_findings_of_a_run(own_run, capsys):
+def test_findings_of_a_run(own_run, capsys, tmp_path, monkeypatch):
+    from common import comparison
     from crosr import test as script
 
     with pytest.raises(UserError, match="has not been evaluated"):
@@ -234,7 +235,10 @@ def test_findings_of_a_run(own_run, capsys):
     script.main(["--run_dir", str(own_run), "--score", "mls", "crosr", "openmax", "--tail_size", "20", "--no_report",
                  "--unknown", "rest", "noise"])  # fmt: skip
     capsys.readouterr()
-    findings.main([str(own_run), "--unknown", "digits-unknown"])
+    for module in (findings, comparison):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    findings.main([str(own_run), "--unknown", "digits-unknown", "--record", "own"])
+    table = comparison.filled("<!-- ledger: findings=crosr/own -->\nold\n<!-- end ledger -->\n")
     printed = capsys.readouterr().out
     stored = json.loads((own_run / "findings.json").read_text())
     assert [row["name"] for row in stored["findings"]] == [f"F{number}" for number in range(1, 11)]
@@ -246,6 +250,7 @@ def test_findings_of_a_run(own_run, capsys):
     assert all(f"{row['name']} " in printed and row["ours"] in printed for row in stored["findings"])
     page = (own_run / "findings.md").read_text()
     assert page.count("\n| F") == 10 and "[R]" in page
+    assert "own: digits-unknown" in table and all(f"**{row['verdict']}**: {row['ours']} |" in table for row in stored["findings"])
     # F8's row of the evaluated tail counts what arg max over the saved probabilities does.
     from common.metrics import decide_argmax
     from common.results import read_scores
