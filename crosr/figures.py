@@ -118,7 +118,7 @@ def mean_vectors(means: np.ndarray, classes: int, class_names: Sequence[str]):
 
 def w_scores(w_predicted: np.ndarray, target: np.ndarray):
     """Scatter of the w-score of the predicted class `(N,)`."""
-    figure, axes = _scatter(w_predicted, target, "W-Scores (oulyingness) of predicted class",
+    figure, axes = _scatter(w_predicted, target, "W-Scores (outlyingness) of predicted class",
                             "for inlying (left) and outlying (right) datapoints", "Position")  # fmt: skip
     axes.set_ylim(-0.02, 1.02)
     return figure
@@ -142,7 +142,7 @@ def normal_fit(train: np.ndarray, outliers: np.ndarray, mean: float, deviation: 
 
 def baseline_scores(score: np.ndarray, target: np.ndarray):
     """Scatter of the z-score baseline `(N,)`."""
-    figure, axes = _scatter(score, target, "Baseline Scores for oulier identification",
+    figure, axes = _scatter(score, target, "Baseline Scores for outlier identification",
                             "distance of the largest logit to its class's mean, in standard deviations", "Index")  # fmt: skip
     axes.set_ylim(-0.1, float(np.quantile(score, 0.999)) * 1.1)
     style.legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=6 / size_of(target))
