@@ -184,6 +184,36 @@ _ENTRIES = (
         ("iNaturalist", "inaturalist"),
         "the iNaturalist outlier images of github.com/deeplearning-wisc/large_scale_ood",
     ),
+    Entry(
+        "cub",
+        "fine-grained",
+        (3, 224),
+        5_994,
+        5_794,
+        200,
+        ("CUB_200_2011", "cub/CUB_200_2011", "CUB/CUB_200_2011"),
+        "CUB_200_2011.tgz of data.caltech.edu/records/65de6-vp158",
+    ),
+    Entry(
+        "fgvc-aircraft",
+        "fine-grained",
+        (3, 224),
+        6_667,
+        3_333,
+        100,
+        ("fgvc-aircraft-2013b", "fgvc-aircraft/fgvc-aircraft-2013b"),
+        "fgvc-aircraft-2013b.tar.gz of robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
+    ),
+    Entry(
+        "stanford-cars",
+        "fine-grained",
+        (3, 224),
+        8_144,
+        8_041,
+        196,
+        ("stanford_cars", "StanfordCars/stanford_cars"),
+        "cars_train, cars_test, devkit and cars_test_annos_withlabels.mat of Stanford Cars (the authors' page is gone)",
+    ),
 )
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
@@ -219,6 +249,11 @@ ALIASES: dict[str, str] = {
     "imagenet-1k": "imagenet",
     "imagenet1k": "imagenet",
     "ilsvrc2012": "imagenet",
+    "cub200": "cub",
+    "cub-200-2011": "cub",
+    "aircraft": "fgvc-aircraft",
+    "cars": "stanford-cars",
+    "scars": "stanford-cars",
 }
 
 #: Spellings of VMDLS that mean "the classes of this set which the split leaves unknown".

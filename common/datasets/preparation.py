@@ -16,7 +16,7 @@ from .splits import Split, find_split
 REST = "rest"
 
 #: Sets without class labels that nevertheless show the classes of another one: made from its images.
-_MADE_FROM = {
+MADE_FROM = {
     "imagenet-crop": ("tinyimagenet", "imagenet"),
     "imagenet-resize": ("tinyimagenet", "imagenet"),
     "imagenet-fix": ("imagenet",),
@@ -108,7 +108,7 @@ def prepare(
     OpenSetData
     """
     dataset = resolve_name(known_dataset)
-    chosen = find_split(dataset, split)
+    chosen = find_split(dataset, split, root)
     names = _unknown_names(dataset, chosen, unknown)
     _check_shares(validation_share, calibration_share)
     options = {"root": root, "download": download}
@@ -156,7 +156,7 @@ def _unknown_names(dataset: str, split: Split, unknown) -> list[str]:
             raise UserError(
                 f"known and unknown data overlap: {dataset} is the known set; its other classes are called '{REST}'"
             )
-        if dataset in _MADE_FROM.get(name, ()) or name in _MADE_FROM.get(dataset, ()):
+        if dataset in MADE_FROM.get(name, ()) or name in MADE_FROM.get(dataset, ()):
             raise UserError(f"known and unknown data overlap: {name} is made from images of the classes of {dataset}")
         if name in names:
             raise UserError(f"unknown set '{name}' is given twice")

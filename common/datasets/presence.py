@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .catalogue import CATALOGUE, find
+from .fine_grained import place_of
 from .readers_folders import outlier_place, tinyimagenet_wnids
 from .streaming import locate_folder
 
@@ -40,6 +41,8 @@ def part_path(name: str, train: bool, root: Path) -> Path | None:
         return find(name, root, "train" if train else "val")
     if entry.reader == "outliers":
         return outlier_place(name, root)
+    if entry.reader == "fine-grained":
+        return place_of(name, train, root)
     return locate_folder(name, train, root)
 
 

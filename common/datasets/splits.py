@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import UserError, nearest
 from .catalogue import CATALOGUE, fold, resolve_name
+from .semantic_shift import FILES, SOURCE, semantic_shift_classes
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def split_names(dataset: str) -> list[str]:
     return list(_table().get(resolve_name(dataset), {}))
 
 
-def find_split(dataset: str, split: str | Sequence[int] = "all") -> Split:
+def find_split(dataset: str, split: str | Sequence[int] = "all", root=None) -> Split:
     """Find a split by name, or make one from a list of classes.
 
     Parameters
@@ -72,7 +73,10 @@ def find_split(dataset: str, split: str | Sequence[int] = "all") -> Split:
         Known data set, any spelling.
     split : str or sequence of int
         A published name (`cssr-a` or `a`, `arpl-0`, `cac-0` or `neal-0`, `arpl-plus10-0`, ...), `all`, `first-6`, or
-        the known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`.
+        the known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`. Of the Semantic Shift Benchmark: `ssb-easy`, `ssb-medium`, `ssb-hard`,
+        `ssb`.
+    root : path, optional
+        Data folder, where the lists of the Semantic Shift Benchmark lie; see `data_root`.
     """
     dataset = resolve_name(dataset)
     count = class_count(dataset)
@@ -87,6 +91,9 @@ def find_split(dataset: str, split: str | Sequence[int] = "all") -> Split:
             other = row.get("unknown_dataset")
             unknown = tuple(sorted(row.get("unknown", ()))) if other else _rest(count, known)
             return Split(dataset, candidate, known, unknown, row["source"], other)
+    if dataset in FILES and name.startswith("ssb"):
+        known, unknown = semantic_shift_classes(dataset, name, root)
+        return Split(dataset, name, known, unknown, f"Semantic Shift Benchmark (Vaze et al. 2022), {SOURCE}")
     if name == "all":
         return Split(dataset, "all", tuple(range(count)), (), "every class is known")
     first = re.fullmatch(r"first-?(\d+)", name)
