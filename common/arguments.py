@@ -96,7 +96,7 @@ def parse(parser: ScriptParser, argv: Sequence[str] | None, presets: Mapping[str
     """Parse the command line; a preset replaces the defaults, flags on the command line replace the preset."""
     if presets:
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--preset")
+        first.add_argument("--preset", nargs="?")  # without a value: left to the full parser's message
         name = first.parse_known_args(argv)[0].preset
         if name is not None and name not in presets:
             parser.error(f"unknown preset {name!r}, choose from {', '.join(sorted(presets))}{nearest(name, presets)}")

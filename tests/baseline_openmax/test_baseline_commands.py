@@ -229,6 +229,7 @@ BAD = [
     (["--kplus1", "mixup", "--compile"], "leave out --compile"),
     (["--kplus1", "mixup", "--mixup_alpha", "0"], "--mixup_alpha must be above 0"),
     (["--osr_head", "energy", "--outliers", "noise", "--known_margin", "-4", "--unknown_margin", "-8"], "must lie below"),
+    (["--preset"], "expected one argument"),
     (["--frozen"], "--frozen keeps random weights"),
     (["--pretrained", "perhaps"], "expected true or false"),
     (["--pretrained", "true"], "is a plain net"),
