@@ -48,11 +48,13 @@ PRESETS = {
         "batch_size": 420,
     },
     # 150 epochs as in the supplement; the README's command says 500 with a decay every 100.
-    "cifar10-wresnet": FINE_TUNED | {"enc_type": "wresnet", "max_epochs": 150, "step_size": 64, "batch_size": 640},
+    "cifar10-wresnet": FINE_TUNED | {
+        "enc_type": "wresnet", "weights": "finetuning_wideresnet.tar", "max_epochs": 150, "step_size": 64, "batch_size": 640,
+    },
     # Rate of the README's command; the supplement's table says 1e-4.
     "cifar100-densenet": FINE_TUNED | {
-        "known_dataset": "cifar100", "split": "all", "enc_type": "densenet", "latent_dim": 64, "max_epochs": 150,
-        "step_size": 64, "margin_max_distance": 64.0, "batch_classes": 20, "batch_size": 400,
+        "known_dataset": "cifar100", "split": "all", "enc_type": "densenet", "weights": "checkpoint_100.pth.tar",
+        "latent_dim": 64, "max_epochs": 150, "step_size": 64, "margin_max_distance": 64.0, "batch_classes": 20, "batch_size": 400,
     },
     "mnist-cnn": {
         "known_dataset": "mnist", "enc_type": "mnist-conv", "data_transforms": "mnist", "latent_dim": 32,
@@ -151,7 +153,7 @@ def parse_arguments(argv):
     parser = get_args_parser()
     args = parse(parser, argv, PRESETS)
     args.known_dataset = resolve_name(args.known_dataset)
-    watched = REST_OF.get(fold(args.unknown_dataset))
+    watched = args.known_dataset if args.unknown_dataset == "rest" else REST_OF.get(fold(args.unknown_dataset))
     if watched is None and resolve_name(args.unknown_dataset) == args.known_dataset:
         parser.error(f"--unknown_dataset {args.unknown_dataset} is the known data set: name another one")
     if watched not in (None, args.known_dataset):

@@ -137,6 +137,8 @@ def parse_arguments(argv):
     words = sys.argv[1:] if argv is None else argv
     if args.preset and (args.save or args.run_dir) and not any(word.startswith("--checkpoint_path") for word in words):
         args.checkpoint_path = None
+    if args.preset and "--ae_features" not in words and (args.ablation or "vmdls" not in args.score):
+        args.ae_features = False  # a preset's default gives way to flags that exclude it
     if args.checkpoint_path:
         args.checkpoint_path = checkpoint(args.checkpoint_path)
     if args.thresholding and args.images:

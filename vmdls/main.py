@@ -19,14 +19,22 @@ __all__ = ["ENCODERS", "PAPER", "PRESETS", "get_args_parser", "main", "parse_arg
 
 def starting_point(args, data):
     """Weights that `--weights` or `--checkpoint_path` name, or None; knowledge of unknown classes is refused."""
+    import tempfile
+    from pathlib import Path
+
     from common.checkpoints import load_weights
     from vmdls.evaluation_arguments import require_classifier
     from vmdls.names import checkpoint, require_softmax_weights
+    from vmdls.original_files import imported, is_original
     from vmdls.recipe import Weights, read_weights, require_same_knowledge
 
     if args.weights:
         require_softmax_weights(args.weights)
         start = read_weights(args.weights)
+    elif args.checkpoint_path and is_original(args.checkpoint_path):
+        with tempfile.TemporaryDirectory() as folder:
+            converted = imported(args.checkpoint_path, args, Path(folder))
+            start = Weights(*load_weights(converted, paper=PAPER), args.checkpoint_path)
     elif args.checkpoint_path:
         start = Weights(*load_weights(checkpoint(args.checkpoint_path), paper=PAPER), args.checkpoint_path)
         require_classifier(start.header)

@@ -33,7 +33,7 @@ def watched_set(args, split, colour: bool, argv) -> str | None:
         if split.unknown and not split.unknown_dataset:
             return REST
         name = "imagenet-resize" if colour else "omniglot"
-    if fold(name) in REST_OF:
+    if name == REST or fold(name) in REST_OF:
         return REST
     if part_path(resolve_name(name), False, data_root(args.data_dir)) is None:
         print(f"note: {name} is not here: epochs are watched on known images only")

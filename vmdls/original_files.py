@@ -55,6 +55,8 @@ def imported(where: str, args, directory: Path) -> Path:
     model = VMDLS(**config)
     unused = fill(model, weights)
     print(f"network from {where}; unused there: {', '.join(unused) or 'nothing'}")
+    # Constructor arguments at their defaults: main.py --checkpoint_path compares them with its flags.
+    config |= {"width": None, "released_slices": False, "dropout_at_test": False}
     # Trained on all training images, as its authors did: nothing was held out.
     header = {"paper": "vmdls", "model": config, "class_names": [test.classes[label] for label in split.known],
               "data": {"known_dataset": dataset, "split": split.name, "seed": 0, "validation_share": 0.0,

@@ -82,6 +82,7 @@ def bring_over(args) -> None:
         stem = Path(args.checkpoint_path).stem
         directory = args.run_dir or ROOT / "runs" / PAPER / (args.save or f"test-{stem}")
         args.checkpoint_path = str(imported(args.checkpoint_path, args, directory / "imported"))
+        args.run_dir = directory
 
 
 def remember_weights(directory, weights: str, largest: float) -> None:

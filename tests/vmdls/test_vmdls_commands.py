@@ -9,6 +9,7 @@ import torch
 from made_data import calibrate, names_of, replace_data, untrained, untrained_autoencoder
 
 from common.arguments import run_script
+from common.errors import UserError
 from vmdls import ae_training, main, mnist_ae, test, train_resnet_ae
 from vmdls import evaluation_arguments as evaluation
 
@@ -207,3 +208,31 @@ def test_autoencoder_defaults_are_the_originals():
     assert (args.known_dataset, args.latent_dim, args.enc_type, args.save) == ("mnist", 32, "mnist", "ae-mnist")
     args = ae_training.parse_arguments("mnist_ae.py", ["--preset", "mnist", "--split", "cssr-a"])
     assert args.save == "ae-mnist-cssr-a" and args.width == 32
+
+
+def test_the_named_training_command_is_one_that_parses(workplace):
+    from vmdls import arguments, names
+
+    for stem, preset in names.PRESET_OF.items():
+        with pytest.raises(UserError, match=f"--preset {preset} --save {stem} trains it"):
+            names.checkpoint(f"{stem}.ckpt")
+        assert arguments.parse_arguments(["--preset", preset, "--save", stem]).enc_type
+
+
+def test_flags_win_over_the_weights_of_a_test_preset():
+    from vmdls.evaluation_arguments import parse_arguments
+
+    shared = ["--preset", "mnist-cnn", "--save", "x"]
+    assert parse_arguments(shared).ae_features
+    assert not parse_arguments([*shared, "--ablation"]).ae_features
+    assert not parse_arguments([*shared, "--score", "mean"]).ae_features
+    with pytest.raises(SystemExit):
+        parse_arguments([*shared, "--ablation", "--ae_features"])
+
+
+def test_rest_is_a_name_for_the_unknown_classes_in_training_too():
+    from vmdls.arguments import parse_arguments
+
+    assert parse_arguments(["--preset", "digits", "--unknown_dataset", "rest"]).unknown_dataset == "rest"
+    with pytest.raises(SystemExit):
+        parse_arguments(["--preset", "mnist", "--unknown_dataset", "rest"])

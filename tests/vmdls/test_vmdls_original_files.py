@@ -56,6 +56,13 @@ def test_a_foreign_network_is_brought_over(backbone, dataset, rename, tmp_path, 
             assert torch.equal(tensors[name], tensor), name
     assert header["data"]["validation_share"] == 0 and len(header["class_names"]) == 10
     assert not original_files.is_original(str(path))
+    # Training goes on from it: main.py --checkpoint_path compares the header with its own settings.
+    from vmdls.recipe import Weights, load_model
+
+    config = header["model"] | {"width": None, "released_slices": False, "dropout_at_test": False}
+    other = network(backbone, shape, 2)
+    load_model(other, config, Weights(tensors, header, "net.ckpt"))
+    assert torch.equal(other.mean_head.weight, source.mean_head.weight)
 
 
 def test_another_network_than_the_flags_say_is_one_line(tmp_path, monkeypatch):
