@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baseline_openmax.presets import PRESETS
+from baseline_openmax.presets import FINE_TUNED, PRESETS
 from common.arguments import (
     ScriptParser,
     add_common_arguments,
@@ -123,6 +123,8 @@ def parse_arguments(argv=None):
     """Flags, with those of the preset as defaults; wrong combinations end here."""
     parser = get_args_parser()
     args = parse(parser, argv, PRESETS)
+    if args.preset in FINE_TUNED and not args.start_from:
+        parser.error(f"--preset {args.preset} fine-tunes a trained network: name it with --start_from RUN")
     if args.kplus1 and args.osr_head not in (None, "kplus1"):
         parser.error(f"--kplus1 trains the head kplus1, but --osr_head is {args.osr_head}")
     if args.kplus1:

@@ -52,10 +52,10 @@ def forward(model, header, devices, features: bool = False, odin: tuple[float, f
     return apply
 
 
-def collect(model, header, devices, parts, args, names) -> dict[str, np.ndarray]:
+def collect(model, header, devices, parts, args, names, settings: Mapping) -> dict[str, np.ndarray]:
     """Outputs of all parts with their `target split source sources`; ODIN's only where its scores are wanted."""
     features = args.save_features or "openmax-simple" in names
-    odin = (args.odin_temperature, args.odin_step) if "odin" in names else None
+    odin = (settings["odin_temperature"], settings["odin_step"]) if "odin" in names else None
     thresholds_from_train = args.train_scores or not any(code == VALIDATION for _, code, _ in parts)
     collected = []
     for name, code, images in parts:
@@ -69,6 +69,13 @@ def collect(model, header, devices, parts, args, names) -> dict[str, np.ndarray]
     arrays["prediction"] = arrays["logits"].argmax(1)
     arrays["class_names"] = np.array(header["class_names"])
     return arrays
+
+
+def divided(arrays: Mapping[str, np.ndarray], temperature: float) -> dict[str, np.ndarray]:
+    """The arrays with every kind of logits over the temperature, in float64; as they are where it is 1."""
+    if temperature == 1.0:
+        return dict(arrays)
+    return {key: value / np.float64(temperature) if key in ("logits", *INNER) else value for key, value in arrays.items()}
 
 
 def fit_scores(names, arrays: Mapping[str, np.ndarray], distance: str, dry_run: bool = False) -> dict[str, object]:
@@ -89,26 +96,33 @@ def fit_scores(names, arrays: Mapping[str, np.ndarray], distance: str, dry_run: 
     return fitted
 
 
-def scored(name: str, arrays: Mapping[str, np.ndarray], fitted: Mapping, openmax=None, features: bool = False) -> dict:
-    """Arrays of `scores.npz` for the score called `name`; K+1 adds its probabilities, unknown last, like OpenMax."""
+def scored(
+    name: str, arrays: Mapping[str, np.ndarray], fitted: Mapping, openmax=None, features: bool = False, temperature: float = 1.0
+) -> dict:
+    """Arrays of `scores.npz` for the score called `name`; K+1 adds its probabilities, unknown last, like OpenMax.
+
+    The score is that of the logits over the temperature; the stored `logits` are always the plain ones.
+    """
     kept = {key: value for key, value in arrays.items() if key not in INNER and (features or key != "features")}
+    used = divided(arrays, temperature)
+    logits = used["logits"]
     if name == "gen":
-        return kept | {"unknown_score": scores.gen(arrays["logits"])}
+        return kept | {"unknown_score": scores.gen(logits)}
     if name == "kl":
-        return kept | {"unknown_score": fitted["kl"].score(arrays["logits"])}
+        return kept | {"unknown_score": fitted["kl"].score(logits)}
     if name == "openmax-simple":
-        return kept | {"unknown_score": fitted["openmax-simple"].score(arrays["features"])}
+        return kept | {"unknown_score": fitted["openmax-simple"].score(used["features"])}
     if name == "kplus1":
-        probabilities = scores.kplus1_probabilities(arrays["logits"], arrays["dummy"], fitted["kplus1"])
-        return kept | {"unknown_score": scores.kplus1(arrays["logits"], arrays["dummy"]), "probabilities": probabilities}
+        probabilities = scores.kplus1_probabilities(logits, used["dummy"], fitted["kplus1"])
+        return kept | {"unknown_score": scores.kplus1(logits, used["dummy"]), "probabilities": probabilities}
     if name == "odin":
         from common.scores import msp
 
-        there = np.isfinite(arrays["odin"]).all(axis=1)
+        there = np.isfinite(used["odin"]).all(axis=1)
         per_image = [key for key in kept if key not in ("sources", "class_names")]
         kept |= {key: kept[key][there] for key in per_image}
-        return kept | {"unknown_score": msp(arrays["odin"][there])}
-    return heads.scored(name, kept, openmax)
+        return kept | {"unknown_score": msp(used["odin"][there])}
+    return heads.scored(name, kept | {"logits": logits}, openmax) | {"logits": arrays["logits"]}
 
 
 def check_scores(names, header: Mapping) -> None:
@@ -119,8 +133,8 @@ def check_scores(names, header: Mapping) -> None:
         raise UserError("--score kplus1 needs a network trained with --kplus1 placeholder, mixup or oe; this one has K outputs")
 
 
-def save_fitted(path: Path, fitted: Mapping) -> None:
-    """Write what `fit_scores` gave, so that single pictures can be scored without the data."""
+def save_fitted(path: Path, fitted: Mapping, temperature: float = 1.0) -> None:
+    """Write what `fit_scores` gave for logits over the temperature, so that single pictures can be scored without the data."""
     arrays = {}
     if "kl" in fitted:
         arrays["kl"] = fitted["kl"].posteriors
@@ -130,37 +144,67 @@ def save_fitted(path: Path, fitted: Mapping) -> None:
     if "kplus1" in fitted:
         arrays["bias"] = np.array(fitted["kplus1"])
     if arrays:
-        np.savez(path, **arrays)
+        np.savez(path, **arrays, temperature=np.float64(temperature))
 
 
-def load_fitted(path: Path) -> dict[str, object]:
-    """What `save_fitted` wrote; empty when there is no file."""
+def load_fitted(path: Path) -> tuple[dict[str, object], dict]:
+    """What `save_fitted` wrote, and the scoring settings it belongs to; empty where there is no file."""
     if not path.exists():
-        return {}
+        return {}, {}
     fitted: dict[str, object] = {}
+    settings: dict[str, object] = {}
     with np.load(path, allow_pickle=False) as stored:
+        if "temperature" in stored:
+            settings["temperature"] = float(stored["temperature"])
         if "kl" in stored:
             fitted["kl"] = scores.KLMatching()
             fitted["kl"].posteriors = stored["kl"]
         if "means" in stored:
-            fitted["openmax-simple"] = scores.MeanActivation(str(stored["distance"]))
+            settings["simple_distance"] = str(stored["distance"])
+            fitted["openmax-simple"] = scores.MeanActivation(settings["simple_distance"])
             fitted["openmax-simple"].means = stored["means"]
         if "bias" in stored:
             fitted["kplus1"] = float(stored["bias"])
-    return fitted
+    return fitted, settings
 
 
-def openmax_beside(directory: Path, settings: dict, own: bool = False):
-    """The OpenMax of a run's `openmax.safetensors` when it has these settings; `own`: only if training itself fitted it."""
+def openmax_file(directory: Path, name: str = "openmax") -> Path:
+    """Where the OpenMax of a score is stored: `openmax.safetensors`, further tails in files of their own."""
+    return directory / (OPENMAX_FILE if name == "openmax" else f"{name}.safetensors")
+
+
+def save_openmax(path: Path, model, temperature: float = 1.0) -> None:
+    """Write a fitted OpenMax, and the temperature of its logits where that is not 1."""
+    from common.checkpoints import load_weights, save_weights
+
+    heads.save_openmax(path, model, "baseline_openmax")
+    if temperature != 1.0:
+        tensors, header = load_weights(path, paper="baseline_openmax")
+        save_weights(path, tensors, header | {"openmax_temperature": temperature})
+
+
+def openmax_in(trained, settings: Mapping, temperature: float | None = None):
+    """`(OpenMax, temperature of its logits)` inside a checkpoint; None where it has none of these settings (and temperature)."""
+    return _openmax(trained.tensors, trained.header, settings, temperature)
+
+
+def openmax_beside(directory: Path, settings: Mapping, temperature: float | None = None, own: bool = False):
+    """The same for a run's files `openmax*.safetensors`; `own`: only if training itself fitted it."""
     from common.checkpoints import load_weights
 
-    path = directory / OPENMAX_FILE
-    if not path.exists():
-        return None
-    tensors, header = load_weights(path, paper="baseline_openmax")
-    if own and header.get("fitted_by") != "main.py":
-        return None
-    return heads.stored_openmax(tensors, header, settings)
+    for path in [directory / OPENMAX_FILE, *sorted(directory.glob("openmax-tail*.safetensors"))]:
+        if path.exists():
+            tensors, header = load_weights(path, paper="baseline_openmax")
+            found = _openmax(tensors, header, settings, temperature)
+            if found is not None and (not own or header.get("fitted_by") == "main.py"):
+                return found
+    return None
+
+
+def _openmax(tensors: Mapping, header: Mapping, settings: Mapping, temperature: float | None):
+    fitted_at = header.get("openmax_temperature", 1.0)
+    found = heads.stored_openmax(tensors, header, settings)
+    return None if found is None or temperature not in (None, fitted_at) else (found, fitted_at)
 
 
 def calibration_of_test(arrays: Mapping[str, np.ndarray], temperature: float) -> dict[str, float]:

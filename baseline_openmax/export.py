@@ -83,9 +83,19 @@ def deep_osr_metrics(scores) -> dict:
     }
 
 
+def temperature_of(folder: Path) -> float:
+    """The calibrated temperature of a run, of its best weights for `RUN/best`; 1 where there is none."""
+    from baseline_openmax.calibration import stored_temperature
+    from baseline_openmax.selection import best_of_run
+    from common.checkpoints import load_weights
+
+    best = best_of_run(folder.resolve())
+    header = {} if best is None else load_weights(best, paper=PAPER)[1]
+    return stored_temperature(header, folder) or 1.0
+
+
 def write_deep_osr(where: str) -> Path:
     """Write `eval_outputs/metrics_<RUN>.json` and `scores_<RUN>.npz` (probs, y_true, is_known, osr_scores, feats) of a run."""
-    from baseline_openmax.calibration import stored_temperature
     from baseline_openmax.scores import log_softmax
     from common.files import atomic, write_json
     from common.inference import TEST
@@ -99,7 +109,7 @@ def write_deep_osr(where: str) -> Path:
     arrays = {"y_true": scores["target"][test], "is_known": scores["target"][test] >= 0,
               "osr_scores": scores["unknown_score"][test]}  # fmt: skip
     if "logits" in scores:
-        temperature = stored_temperature({}, run.folder) or 1.0
+        temperature = temperature_of(run.folder)
         arrays["probs"] = np.exp(log_softmax(scores["logits"][test].astype(np.float64) / temperature))
     if "features" in scores:
         arrays["feats"] = scores["features"][test]

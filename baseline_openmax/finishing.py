@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -23,12 +25,23 @@ def predicted_classes(model, images, classes: int, devices) -> np.ndarray:
 
 
 def class_logits(model, header, pixels, devices) -> np.ndarray:
-    """Class logits as test.py computes them, float32 `(N, K)`."""
+    """Class logits as test.py computes them by default, in float32 whatever the training computes in; `(N, K)`."""
     from baseline_openmax.evaluation import forward
     from common.inference import apply_batched
 
+    exact = copy.copy(devices)
+    exact.precision = "fp32"
     model.eval()
-    return apply_batched(forward(model, header, devices), pixels, devices.device)["logits"]
+    return apply_batched(forward(model, header, exact), pixels, devices.device)["logits"]
+
+
+def is_finished(run, args) -> bool:
+    """Whether a resumed run has all its epochs and all that `finish` writes."""
+    from baseline_openmax.evaluation import OPENMAX_FILE
+
+    wanted = ["weights.safetensors", *([OPENMAX_FILE] if args.fit_openmax else [])]
+    ended = run.state is not None and run.epoch >= (1 if args.dry_run else args.max_epochs)
+    return ended and all((run.directory / name).exists() for name in wanted)
 
 
 def finish(run, args, model, best, header: dict, data, devices) -> None:
@@ -56,6 +69,9 @@ def finish(run, args, model, best, header: dict, data, devices) -> None:
         write_json(run.directory / CALIBRATION, found)
         print("temperature {temperature:.4f}  NLL {nll_before:.4f} -> {nll_after:.4f}"
               "  ECE {ece_before:.4f} -> {ece_after:.4f}  ({images} held-out images)".format(**found))
+    elif problem is None and args.calibration != "none":
+        held_out = 0 if data.validation is None else len(data.validation)
+        print(f"note: no temperature: {held_out} held-out images are too few for a half of their own (--validation_share)")
     header = header | calibrated(found)
     run.finish(last, header)
     if problem is not None and not args.dry_run:
@@ -74,6 +90,8 @@ def temperature(args, model, header, data, devices) -> tuple[dict | None, UserEr
     if args.calibration == "none" or data.validation is None:
         return None, None
     _, kept = halves(data.validation.labels, args.seed)
+    if not len(kept):
+        return None, None
     logits = class_logits(model, header, data.validation.pixels[kept], devices)
     try:
         return calibration_report(logits, data.validation.labels[kept]), None

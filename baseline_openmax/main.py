@@ -22,25 +22,33 @@ __all__ = ["PAPER", "PRESETS", "get_args_parser", "main", "model_settings", "par
 
 def main(argv=None) -> None:
     args = parse_arguments(argv)
+    import torch
+
     from baseline_openmax.calibration import halves
-    from baseline_openmax.finishing import finish, predicted_classes
+    from baseline_openmax.finishing import finish, is_finished, predicted_classes
     from baseline_openmax.objectives import Objective
     from baseline_openmax.outliers import OutlierBatches, load_outliers
+    from baseline_openmax.overlap import check_training_outliers
     from baseline_openmax.recipe import augmentation, schedule
     from baseline_openmax.selection import BestWeights
-    from baseline_openmax.settings import new_network
+    from baseline_openmax.settings import data_settings, new_network, outliers_shown
     from common.devices import Devices
     from common.recipes import WeightAveraging, build_optimizer
-    from common.run import Run
+    from common.run import Run, seed_everything
     from common.training import load_data, training_batches
 
     data = load_data(args)
     devices = Devices(args)
     model_config = model_settings(args, data)
+    if args.outliers:
+        check_training_outliers(args.outliers, data)
     outliers = load_outliers(args.outliers, data, args) if args.outliers else None
+    shown = outliers_shown(args)
     policy = augmentation(args)
-    run = Run.create(PAPER, args, devices, data.train.checksums, argv)
+    # What can fail on bad input comes before the run's directory; the random state goes on where the first weights left it.
+    seed_everything(args.seed)
     model = new_network(args, model_config, data)
+    drawn_up_to = torch.get_rng_state()
     stem = getattr(model.backbone, "whitening", None)
 
     batches = training_batches(data, args, devices, policy)
@@ -57,6 +65,8 @@ def main(argv=None) -> None:
     )
     called, stepper = devices.setup(model, optimizer)
     course = schedule(optimizer, args, len(batches))
+    run = Run.create(PAPER, args, devices, data.train.checksums, argv)
+    torch.set_rng_state(drawn_up_to)
     held_out = data.validation
     chooses, _ = halves(held_out.labels, args.seed) if held_out is not None else ([], [])
     best = BestWeights(model, held_out.pixels[chooses], held_out.labels[chooses]) if held_out is not None else None
@@ -67,6 +77,9 @@ def main(argv=None) -> None:
     if args.average_weights:
         averaging = WeightAveraging(model, total)
         run.track(averaging=averaging)
+    if is_finished(run, args):
+        print(f"already trained: {run.directory}")
+        return
     classes = len(data.class_names)
     drawn = None if outliers is None else OutlierBatches(outliers.to(devices.device), args.seed, policy)
     objective = Objective(args, classes, model, drawn)
@@ -94,9 +107,8 @@ def main(argv=None) -> None:
         run.end_epoch(validation_accuracy=accuracy)
 
     header = {"model": model_config, "class_names": list(data.class_names), "mirror_test": args.mirror_test,
-              "data": {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
-                       "validation_share": args.validation_share, "subset": args.subset}}  # fmt: skip
-    for name, value in (("osr_head", args.osr_head), ("kplus1", args.kplus1), ("outliers", args.outliers)):
+              "data": data_settings(args, data)}  # fmt: skip
+    for name, value in (("osr_head", args.osr_head), ("kplus1", args.kplus1), ("outliers", shown)):
         if value:
             header[name] = value
     finish(run, args, model, best, header, data, devices)

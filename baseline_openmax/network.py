@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from baseline_openmax.backbones import build
 from baseline_openmax.model import Classifier
+from baseline_openmax.sized_backbones import build
 from common.backbones import Normalise
 from common.errors import UserError
 

@@ -28,10 +28,13 @@ def openness(train: int, test: int, target: int | None = None) -> float:
 
 
 def draws_of(classes: int, count: int, draws: int, seed: int) -> list[list[int]]:
-    """`count` known classes for each draw; with the same seed the known classes of a larger count contain the smaller's."""
+    """`count` known classes for each draw, independent of other seeds' draws.
+
+    With the same seed the known classes of a larger count contain those of a smaller one.
+    """
     import numpy as np
 
-    orders = [np.random.RandomState(seed + number).permutation(classes) for number in range(draws)]
+    orders = [np.random.RandomState([seed, number]).permutation(classes) for number in range(draws)]
     return [sorted(map(int, order[:count])) for order in orders]
 
 
@@ -65,11 +68,12 @@ def main(argv=None) -> None:
             run = folder / f"k{count}-{number}"
             split = ",".join(map(str, known))
             where = ["--run_dir", str(run)]
-            if not (run / "weights.safetensors").exists():
-                # A preset's own split is replaced: a flag beside a preset wins.
-                train.main([*passed, *where, "--split", split, "--seed", str(args.seed), "--resume"])
-            test.main([*where, "--score", *args.score, "--no_report", *data_flags(given)])
-            found = json.loads((run / "metrics.json").read_text())["scores"]
+            # A preset's own split is replaced: a flag beside a preset wins. A run that is there must have these flags.
+            again = [] if given.overwrite else ["--resume"]
+            train.main([*passed, *where, "--split", split, "--seed", str(args.seed), *again])
+            test.main([*where, "--score", *args.score, "--no_report", *shared_flags(given)])
+            evaluated = run / "dry_run" if given.dry_run else run
+            found = json.loads((evaluated / "metrics.json").read_text())["scores"]
             for score in args.score:
                 values = found[score]["all"]
                 rows.append({"known": count, "draw": number, "classes": split, "openness": round(openness(count, total), 6),
@@ -82,9 +86,13 @@ def main(argv=None) -> None:
     print(f"written: {folder / 'openness.csv'}, openness.png")
 
 
-def data_flags(given) -> list[str]:
-    """Flags of the training that the evaluation needs too."""
-    return ["--data_dir", str(given.data_dir)] if given.data_dir else []
+def shared_flags(given) -> list[str]:
+    """Flags of the training that the evaluation needs too: where the data is, and the device."""
+    flags = ["--device", given.device]
+    for flag in ("data_dir", "gpu"):
+        if getattr(given, flag) is not None:
+            flags += [f"--{flag}", str(getattr(given, flag))]
+    return flags + (["--dry_run"] if given.dry_run else [])
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -25,6 +25,9 @@ NATURAL = STRONG | {"augment": "flip+shift4+randaugment", "randaugment_m": 6, "k
 # From a trained network on: ten epochs at a hundredth of the rate, as PROSER does.
 FINE_TUNING = {"max_epochs": 10, "schedule": "cosine", "low_resolution_epochs": 0, "whitening_bias_epochs": 0}
 
+# Presets that continue a trained network: they are nothing without --start_from.
+FINE_TUNED = ("laptop-proser",)
+
 PRESETS = {
     # scikit-learn's digits: what the demo runs.
     "digits": DIGITS,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 FILE = "weights_best.safetensors"
+FOLDER = "best"
+
+
+def best_of_run(where: str | Path) -> Path | None:
+    """The best weights of a run, named by their file or by the folder of their results (`RUN/best`); None for anything else."""
+    path = Path(where)
+    file = path if path.name == FILE else path.parent / FILE if path.name == FOLDER else None
+    return file if file is not None and file.is_file() and (file.parent / "config.json").exists() else None
 
 
 class BestWeights:

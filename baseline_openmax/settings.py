@@ -71,13 +71,16 @@ def new_network(args, settings: Mapping, data):
     import torch
 
     from baseline_openmax.network import OpenSetNetwork, build_network
+    from baseline_openmax.sized_backbones import check_passes
 
     starts = {}
     if args.pretrained or args.backbone_weights:
         starts = {"pretrained": args.pretrained, "weights": args.backbone_weights}
     model = OpenSetNetwork(**settings, **starts) if starts else build_network(settings)
+    if settings.get("timm"):
+        check_passes(model, settings["backbone"], settings["shape"], settings.get("image_size", settings["shape"][1]))
     if args.start_from:
-        fill_from(model, args.start_from, data.class_names)
+        fill_from(model, args.start_from, data.class_names, data_settings(args, data))
     elif hasattr(model.backbone, "whiten"):
         model.backbone.whiten(model.normalise(torch.from_numpy(data.train.pixels[:5000])))
     return model
@@ -93,19 +96,41 @@ def run_or_file(where):
         return where
 
 
-def fill_from(model, source: str, class_names) -> None:
+def data_settings(args, data) -> dict:
+    """What decides which images are trained on and which are held out, as weights tell it (`header["data"]`)."""
+    return {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
+            "validation_share": args.validation_share, "subset": args.subset}  # fmt: skip
+
+
+def outliers_shown(args) -> list[str]:
+    """Outlier sets of this run and of the one that it starts from: all are known to the network."""
+    from common.checkpoints import load_weights
+
+    earlier = load_weights(run_or_file(args.start_from), paper="baseline_openmax")[1] if args.start_from else {}
+    return list(dict.fromkeys([*earlier.get("outliers", ()), *(args.outliers or ())]))
+
+
+def fill_from(model, source: str, class_names, wanted_data: Mapping) -> None:
     """Load a run's weights; only the dummy logits may be missing there.
 
     Raises
     ------
     UserError
-        Other known classes, or weights of another network.
+        Other known classes, other training images (`data_settings`), or weights of another network.
     """
     from common.checkpoints import load_weights
+    from common.datasets import resolve_name
 
     tensors, header = load_weights(run_or_file(source), paper="baseline_openmax")
     if list(header["class_names"]) != list(class_names):
         raise UserError(f"--start_from {source} knows {header['class_names']}, this run {list(class_names)}: give its --split")
+    theirs = header["data"] | {"known_dataset": resolve_name(header["data"]["known_dataset"])}
+    ours = wanted_data | {"known_dataset": resolve_name(wanted_data["known_dataset"])}
+    differing = [key for key in ours if theirs.get(key) != ours[key]]
+    if differing:
+        said = ", ".join(f"--{key} {theirs.get(key)} there, {ours[key]} here" for key in differing)
+        raise UserError(f"--start_from {source} was trained on other images ({said}): it may have seen what this run holds"
+                        " out; give its flags")
     found = {key: value for key, value in tensors.items() if not key.startswith("statistics.")}
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in found and not key.startswith("dummy.")]

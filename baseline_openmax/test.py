@@ -25,11 +25,12 @@ def get_args_parser() -> ScriptParser:
     evaluation.add_argument("--select", choices=("last", "best"), default="last",
                             help="weights of the last epoch, or of the best one on held-out known images (results in RUN/best)")
     evaluation.add_argument("--calibrated_scores", action="store_true",
-                            help="divide the logits by the calibrated temperature before scoring; else only NLL and ECE use it")
-    evaluation.add_argument("--odin_temperature", type=float, default=1000.0, help="ODIN's temperature T")
-    evaluation.add_argument("--odin_step", type=float, default=0.0014, help="ODIN's step epsilon, on normalised images")
-    evaluation.add_argument("--simple_distance", choices=("euclidean", "cosine"), default="euclidean",
-                            help="openmax-simple: distance of the features to the class means")
+                            help="score the logits over the calibrated temperature (stored logits stay plain); else only"
+                            " NLL and ECE use it")
+    evaluation.add_argument("--odin_temperature", type=float, help="ODIN's temperature T; else 1000")
+    evaluation.add_argument("--odin_step", type=float, help="ODIN's step epsilon, on normalised images; else .0014")
+    evaluation.add_argument("--simple_distance", choices=("euclidean", "cosine"),
+                            help="openmax-simple: distance of the features to the class means; else euclidean")
     evaluation.add_argument("--images", nargs="+", metavar="FILE|DIR",
                             help="judge own pictures instead: class or unknown at the threshold of the last evaluation")
     evaluation.add_argument("--save_features", action="store_true", help="keep the pooled features in scores.npz (for t-SNE)")
@@ -41,11 +42,12 @@ def get_args_parser() -> ScriptParser:
 def main(argv=None) -> None:
     args = parse(get_args_parser(), argv)
     from baseline_openmax import evaluation as ours
+    from baseline_openmax import scoring
     from baseline_openmax.calibration import stored_temperature
-    from baseline_openmax.heads import fit_openmax, save_openmax, score_names, stored_openmax
+    from baseline_openmax.heads import fit_openmax, score_names
+    from baseline_openmax.overlap import refuse_training_outliers
     from baseline_openmax.sweep import sweep
     from common.devices import Devices
-    from common.errors import UserError
     from common.evaluation import parts_to_score, report
     from common.openmax_flags import openmax_settings, record_method
     from common.sweep import parse_sweep, write_sweep
@@ -55,56 +57,61 @@ def main(argv=None) -> None:
     args.score = args.score or default_scores(header)
     ours.check_scores(args.score, header)
     refuse_training_outliers(args.unknown, header)
-    temperature = stored_temperature(header, trained.files[0].parent if args.select == "last" else None)
-    if args.calibrated_scores and temperature is None:
-        raise UserError("--calibrated_scores needs a run with calibration_info.json: main.py --calibration temperature")
     settings = openmax_settings(args, len(header["class_names"])) if "openmax" in args.score or args.sweep else {}
+    devices = Devices(args)
+    if args.images:
+        judge_images(args, trained, settings, devices)
+        return
+    calibrated = stored_temperature(header, trained.files[0].parent if args.select == "last" else None)
+    chosen = scoring.settings_of(args, calibrated)
+    temperature = chosen["temperature"]
     first = next(iter(settings.values()), {})
     grid = parse_sweep(args.sweep, first) if args.sweep else None
-    openmax = {name: stored_openmax(trained.tensors, header, values) for name, values in settings.items()}
-    if args.select == "last" and not args.calibrated_scores:
-        openmax = {name: found or ours.openmax_beside(run_dir, settings[name], own=True) for name, found in openmax.items()}
-    devices = Devices(args)
+    stored = {name: ours.openmax_in(trained, values, temperature) for name, values in settings.items()}
+    if args.select == "last":
+        stored = {name: found or ours.openmax_beside(run_dir, settings[name], temperature, own=True)
+                  for name, found in stored.items()}  # fmt: skip
     model = ours.load_network(trained, devices)
-    if args.images:
-        judge_images(args, trained, model, settings, openmax, devices)
-        return
     begun = time.monotonic()
     data = trained.data(args)
-    fits = grid is not None or None in openmax.values()
+    fits = grid is not None or None in stored.values()
     parts = parts_to_score(args, data, fits or "openmax-simple" in args.score)
-    arrays = ours.collect(model, header, devices, parts, args, args.score)
-    calibration = None if temperature is None else ours.calibration_of_test(arrays, temperature)
-    if args.calibrated_scores:
-        arrays |= {key: arrays[key] / temperature for key in ("logits", "dummy") if key in arrays}
-    openmax = {name: fitted or fit_openmax(arrays, settings[name], args.dry_run) for name, fitted in openmax.items()}
-    fitted = ours.fit_scores(args.score, arrays, args.simple_distance, args.dry_run)
+    arrays = ours.collect(model, header, devices, parts, args, args.score, chosen)
+    calibration = None if calibrated is None else ours.calibration_of_test(arrays, calibrated)
+    scaled = ours.divided(arrays, temperature)
+    openmax = {name: found[0] if found else fit_openmax(scaled, settings[name], args.dry_run) for name, found in stored.items()}
+    fitted = ours.fit_scores(args.score, scaled, chosen["simple_distance"], args.dry_run)
     seconds = time.monotonic() - begun
+
+    def named(name: str) -> str:
+        method = record_method(name, settings, len(header["class_names"]))
+        return scoring.record_name(method, name, chosen, args.calibrated_scores)
 
     names = score_names(args.score, openmax)
     report(args, trained, data, names,
-           lambda name: ours.scored(name, arrays, fitted, openmax.get(name), args.save_features), seconds, argv,
-           lambda name: record_method(name, settings, len(header["class_names"])))  # fmt: skip
-    if calibration is not None:
-        add_calibration(run_dir / "metrics.json", calibration)
-    ours.save_fitted(run_dir / ours.FITTED_FILE, fitted)
-    if fits:
-        save_openmax(run_dir / ours.OPENMAX_FILE, next(iter(openmax.values())), PAPER)
+           lambda name: ours.scored(name, arrays, fitted, openmax.get(name), args.save_features, temperature), seconds, argv,
+           named)  # fmt: skip
+    complete_metrics(run_dir / "metrics.json", {name: scoring.concerning(name, chosen) for name in names}, calibration)
+    ours.save_fitted(run_dir / ours.FITTED_FILE, fitted, temperature)
+    for number, (name, found) in enumerate(stored.items()):
+        if found is None:
+            ours.save_openmax(ours.openmax_file(run_dir, name if number else "openmax"), openmax[name], temperature)
     if grid is not None:
-        write_sweep(sweep(arrays, first, grid), run_dir, list(grid))
+        write_sweep(sweep(scaled, first, grid), run_dir, list(grid))
 
 
 def selected(args):
     """The checkpoint that the flags name: weights of the last epoch, or of the best one."""
-    from baseline_openmax.selection import FILE
+    from baseline_openmax.selection import FILE, FOLDER, best_of_run
     from common.errors import UserError
     from common.evaluation import Trained
-
-    if args.select == "last":
-        return Trained(args, PAPER)
     from common.run import find_run
 
     where = args.checkpoint_path or args.run_dir or args.save
+    if where and (best := best_of_run(where)):
+        args.select, where = "best", best.parent
+    if args.select == "last":
+        return Trained(args, PAPER)
     if not where:
         raise UserError("name a run with --save or --run_dir")
     if args.record:
@@ -112,7 +119,10 @@ def selected(args):
     run = find_run(PAPER, where)
     if not (run / FILE).exists():
         raise UserError(f"{run} has no {FILE}: main.py writes it where --validation_share is above 0")
-    args.checkpoint_path, args.run_dir, args.save = str(run / FILE), run / "best", None
+    elsewhere = args.checkpoint_path and (args.run_dir or args.save)
+    args.checkpoint_path = str(run / FILE)
+    if not elsewhere:
+        args.run_dir, args.save = run / FOLDER, None
     return Trained(args, PAPER)
 
 
@@ -122,47 +132,49 @@ def default_scores(header) -> list[str]:
     return list(dict.fromkeys([own, "mls"])) if own else ["mls", "msp"]
 
 
-def refuse_training_outliers(unknown, header) -> None:
-    """A set that served as outliers in training is no unknown set any more."""
-    from common.datasets import resolve_name
-    from common.errors import UserError
-
-    used = {resolve_name(name) for name in header.get("outliers", ()) if name != "shuffled"}
-    for name in unknown or ():
-        if name != "rest" and not name.endswith("unknown") and resolve_name(name) in used - {"noise", "gaussian-noise"}:
-            raise UserError(f"unknown set {name} was shown in training as outliers: its result would measure nothing")
-
-
-def add_calibration(path, calibration: dict) -> None:
-    """Add NLL and ECE before and after the temperature to `metrics.json`."""
+def complete_metrics(path, settings: dict, calibration: dict | None) -> None:
+    """Add to `metrics.json` what each threshold belongs to (`scoring`), and NLL and ECE before and after the temperature."""
     import json
 
     from common.files import write_json
 
-    write_json(path, json.loads(path.read_text()) | {"calibration": calibration})
+    found = json.loads(path.read_text())
+    for name, values in settings.items():
+        found["thresholds"][name]["scoring"] = values
+    write_json(path, found if calibration is None else found | {"calibration": calibration})
 
 
-def judge_images(args, trained, model, settings, openmax, devices) -> None:
-    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
+def judge_images(args, trained, openmax_settings, devices) -> None:
+    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns.
+
+    Scores are made with the settings that the threshold belongs to; flags that say otherwise are refused.
+    """
     from baseline_openmax import evaluation as ours
+    from baseline_openmax import scoring
     from baseline_openmax.heads import score_names
     from common.errors import UserError
     from common.inference import apply_batched
     from common.own_images import read_images, verdict_lines
 
     header = trained.header
-    name = score_names(args.score, openmax)[0]
-    threshold, state = trained.threshold(name), openmax.get(name)
-    if name in openmax and state is None:
-        state = ours.openmax_beside(trained.directory, settings[name])
-    fitted = ours.load_fitted(trained.directory / ours.FITTED_FILE)
-    if (name in openmax and state is None) or (name in ("kl", "openmax-simple", "kplus1") and name not in fitted):
+    name = score_names(args.score, openmax_settings)[0]
+    threshold = trained.threshold(name)
+    fitted, of_fitted = ours.load_fitted(trained.directory / ours.FITTED_FILE)
+    chosen = scoring.stored_settings(trained, name, of_fitted if name in fitted else None)
+    scoring.refuse_contradiction(args, name, chosen)
+    state, temperature = None, chosen["temperature"]
+    if name in openmax_settings:
+        values = openmax_settings[name]
+        found = ours.openmax_in(trained, values, temperature) or ours.openmax_beside(trained.directory, values, temperature)
+        state = found and found[0]
+    if (name in openmax_settings and state is None) or (name in ("kl", "openmax-simple", "kplus1") and name not in fitted):
         raise UserError(f"{name} was not fitted with these settings: evaluate once without --images, with the same flags")
     names, pixels = read_images(args.images, tuple(header["model"]["shape"]))
-    odin = (args.odin_temperature, args.odin_step) if name == "odin" else None
+    odin = (chosen["odin_temperature"], chosen["odin_step"]) if name == "odin" else None
+    model = ours.load_network(trained, devices)
     function = ours.forward(model, header, devices, name == "openmax-simple", odin)
     arrays = apply_batched(function, pixels, devices.device, args.batch_size)
-    unknown_score = ours.scored(name, arrays, fitted, state)["unknown_score"]
+    unknown_score = ours.scored(name, arrays, fitted, state, temperature=temperature)["unknown_score"]
     prediction = arrays["logits"].argmax(1)
     print("\n".join(verdict_lines(names, prediction, unknown_score, threshold, header["class_names"], name)))
 

@@ -29,11 +29,16 @@ def named(paper: str, method: str) -> str:
     return method if method.startswith(paper) else f"{paper} {method}"
 
 
+def is_one_of(method: str, names: tuple[str, ...]) -> bool:
+    """Whether a recorded method is one of the scores, whatever its tail; other settings and variants are not."""
+    return any(method == name or method.startswith(f"{name}-tail") for name in names)
+
+
 def of_records() -> list[Methods]:
     """Methods on the same recorded data: where there are several splits, and on natural images; each with most papers."""
     tables: dict[tuple, dict[str, dict]] = {}
     for record in read_records():
-        if any(record["method"].startswith(start) for start in CHOSEN[record["paper"]]) and record["seed"] == 0:
+        if is_one_of(record["method"], CHOSEN[record["paper"]]) and record["seed"] == 0:
             unknown = "+".join(sorted(by_source(record["metrics"])))
             key = (record["data"], FAMILY.sub(r"\1", record["split"]), unknown)
             name = named(record["paper"], record["method"])
@@ -97,12 +102,15 @@ def accuracy_and_auroc(folder: Path | None = None) -> dict[str, list[tuple[float
 
 
 def cost(folder: Path | None = None) -> dict[str, list[dict]]:
-    """Minutes of training, images per second and AUROC (mean over unknown sets) of every run's own score, by method."""
+    """Minutes of training, images per second and AUROC of every run's own score, by method and data.
+
+    Of the records those whose unknown images are the classes that the split leaves out: AUROCs of other sets are not alike.
+    """
     groups: dict[str, list] = {}
     for paper, method, metrics, meta in metrics_of(folder):
-        name = paper if paper not in PAPERS else paper if folder else f"{paper} {method}"
-        own = CHOSEN[paper][0] if paper in PAPERS else method
-        if folder is None and not (method.startswith(own) or method in CHOSEN["cssr"]):
+        name = paper if folder else f"{method}, {meta['data']}"
+        left_out = set(by_source(metrics)) == {f"{meta.get('data')}-unknown"}
+        if folder is None and not (left_out and is_one_of(method, CHOSEN[paper] if paper == "cssr" else CHOSEN[paper][:1])):
             continue
         if name in groups and folder is not None:
             continue
