@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from evidence import NATURAL, PAPERS, scores_of
+from evidence import NATURAL, scores_of
 
 from common.plots import read_run
 from common.plots.parts import test_part
