@@ -4,6 +4,7 @@ from collections import Counter
 from importlib import import_module
 
 import pytest
+import torch
 
 from common import ledger, results
 from common.arguments import ROOT, parse
@@ -40,7 +41,14 @@ def methods(paper: str, train, test, classes: int) -> set[str]:
 
         found, _ = variants(test, classes)
         return {record_name(name, found, classes, OPENMAX_DEFAULTS) for name in score_names(test.score, found)}
-    return set(test.score)
+    from vmdls.evaluation import Evaluation, wanted
+    from vmdls.scoring import Settings
+
+    evaluation, variants = Evaluation(test, None, None, None, {}, None), wanted(test).values()
+    evaluation.statistics = {
+        variant.settings: {"settings": torch.tensor((variant.settings or Settings()).canonical())} for variant in variants
+    }
+    return {evaluation.method(variant) for variant in variants}
 
 
 def unknown_sets(split, given) -> set[str]:
