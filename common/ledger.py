@@ -312,6 +312,7 @@ def _program_at(version: str, file: str) -> dict[str, str] | None:
 def _program(text: str) -> dict[str, str]:
     """Syntax tree of each top-level name of a Python file, without imports, docstrings and what comments can change.
 
+    Methods that only declare (abstract, or nothing but `raise NotImplementedError`) compute nothing and are left out too.
     Other statements of the top level stand together under `module`.
     """
     tree = ast.parse(text)
@@ -319,6 +320,8 @@ def _program(text: str) -> dict[str, str]:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0].value.value = ""
+        if isinstance(node, ast.ClassDef):
+            node.body = [statement for statement in node.body if not _only_declares(statement)]
     program: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -327,6 +330,14 @@ def _program(text: str) -> dict[str, str]:
         name = getattr(node, "name", None) or getattr(targets[0], "id", None) or "module"
         program[name] = program.get(name, "") + ast.dump(node)
     return program
+
+
+def _only_declares(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.FunctionDef):
+        return False
+    if any(ast.unparse(decorator).endswith("abstractmethod") for decorator in statement.decorator_list):
+        return True
+    return ast.unparse(statement.body[-1]) == "raise NotImplementedError" and len(statement.body) <= 2
 
 
 def state(answers: Iterable[Answer], job: Job, code: Mapping[str, Iterable[str]], root: Path | None = None) -> tuple[str, str]:

@@ -53,9 +53,14 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_compact_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the copy that is committed: no features, float32, logits only while the file stays under 1 MB."""
-    small = {"target": np.int16, "prediction": np.int16, "unknown_score": np.float32,
-             "probabilities": np.float32, "parts": np.float32}  # fmt: skip
+    """Write the copy that is committed: no features, float32, logits only while the file stays under 1 MB.
+
+    Scores keep their precision where rounding would make two different ones equal: no image may cross a threshold.
+    """
+    small = {"target": np.int16, "prediction": np.int16, "probabilities": np.float32, "parts": np.float32}
+    exact = np.asarray(arrays["unknown_score"])
+    if len(np.unique(exact.astype(np.float32))) == len(np.unique(exact)):
+        small["unknown_score"] = np.float32
     kept = {k: v.astype(small.get(k, v.dtype)) for k, v in arrays.items() if k not in ("features", "logits")}
     if "logits" in arrays:
         write_scores(path, kept | {"logits": arrays["logits"].astype(np.float32)})

@@ -17,6 +17,7 @@ Parameters of the residual and dense nets are named as in torchvision and in the
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -37,9 +38,9 @@ class Encoder(nn.Module):
     dimension: int
     layer_dimensions: tuple[int, int, int]
 
+    @abstractmethod
     def stages(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield t1, t2, t3 and g."""
-        raise NotImplementedError
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Encoder output g, `(N, k)`."""

@@ -131,6 +131,14 @@ def test_comments_and_docstrings_do_not_make_a_record_stale():
     assert ledger._program(first) != ledger._program(first.replace("1", "2"))
 
 
+def test_declarations_do_not_make_a_record_stale():
+    body = "class A:\n    size: int\n\n    {}def f(self):\n        \"\"\"Say.\"\"\"{}\n\n    def g(self):\n        return {}\n"
+    raising = ledger._program(body.format("", "\n        raise NotImplementedError", 1))
+    assert raising == ledger._program(body.format("@abstractmethod\n    ", "", 1))
+    assert raising != ledger._program(body.format("@abstractmethod\n    ", "", 2))
+    assert raising != ledger._program(body.format("", "\n        return 1", 1))
+
+
 def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
     then = "import math\n\n\ndef f(x):\n    return x + 1\n\n\nRATE = 2\n"
     monkeypatch.setattr(ledger, "_program_at", lambda *_: ledger._program(then))
