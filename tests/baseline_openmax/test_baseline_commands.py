@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from baseline_openmax import export, openness
+from baseline_openmax import export, openness, tuning
 from baseline_openmax import main as train
 from baseline_openmax import test as evaluate
 from baseline_openmax.api import Detector
 from baseline_openmax.presets import PRESETS
+from common.datasets import prepare
 from common.errors import UserError
 from common.metrics import aupr_known, aupr_unknown, auroc
 
@@ -191,6 +193,45 @@ def test_openness_sweep_draws_and_tabulates(tmp_path):
     assert [(row["known"], row["score"]) for row in rows] == [("2", "mls"), ("2", "msp"), ("6", "mls"), ("6", "msp")]
     assert float(rows[0]["openness"]) > float(rows[2]["openness"]) and set(rows[0]["classes"].split(",")) < set("0123456789")
     assert (tmp_path / "sweep" / "openness.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tuning_scores_left_out_known_classes_only(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "ROOT", tmp_path)
+    short = ["--candidates", "label_smoothing=0.2", "max_epochs=1", "--max_epochs", "5", "--draws", "2"]
+    tuning.main([*short, "--score", "mls", "--run_dir", str(tmp_path / "tuning"), "--save", "x", "--record", "x"])
+    with open(tmp_path / "tuning" / "tuning.csv") as source:
+        rows = list(csv.DictReader(source))
+    assert [(row["candidate"], row["draw"]) for row in rows] == [
+        (name, draw) for draw in "01" for name in ("as-given", "label_smoothing=0.2", "max_epochs=1")
+    ]
+    assert all(set(row["left_out"].split(",")) < set("012345") for row in rows), "digits 6 to 9 are the split's unknown classes"
+    assert float(rows[0]["auroc"]) > float(rows[2]["auroc"]) > 0 and float(rows[0]["closed_accuracy"]) > 0.8
+    record = json.loads((tmp_path / "results" / "tuning" / "x.json").read_text())
+    assert [row["auroc"] for row in record["rows"]] == [float(row["auroc"]) for row in rows]
+    # The AUROC again, from the run and images prepared by hand.
+    left_out = [int(k) for k in rows[0]["left_out"].split(",")]
+    detector = Detector(tmp_path / "tuning" / "as-given-0", "mls")
+    known = prepare("digits", sorted(set(range(6)) - set(left_out)), (), validation_share=0.1, seed=0).validation
+    unknown = prepare("digits", left_out, (), validation_share=0.0).train
+    target = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
+    scores = np.r_[detector(known.pixels), detector(unknown.pixels)]
+    assert float(rows[0]["auroc"]) == pytest.approx(roc_auc_score(target, scores))
+    assert "label_smoothing=0.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--candidates", "=3"], "expects NAME=VALUE"),
+        (["--candidates", "split=0-3"], "must not change"),
+        (["--candidates", "rate=0.1", "--left_out", "5"], "--left_out must be 1 to 4"),
+        (["--candidates", "label_smothing=0.1"], "label_smothing"),
+    ],
+)
+def test_tuning_refuses_what_would_not_compare(flags, said, capsys):
+    with pytest.raises((UserError, SystemExit)) as raised:
+        tuning.main([*flags, "--save", "x"])
+    assert said in str(raised.value) + capsys.readouterr().err
 
 
 def test_openness_formula_and_nested_draws():
