@@ -37,13 +37,17 @@ def forward(model, header, devices, features: bool = False, odin: tuple[float, f
         return mirrored(model, images) if header["mirror_test"] else model(images)
 
     def apply(images):
+        entering: list[torch.Tensor] = []
         with devices.autocast():
+            hook = model.classifier.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
             outputs = network(images)
+            hook.remove()
             found = {"logits": outputs[:, :classes]}
             if dummies:
                 found["dummy"] = outputs[:, classes:].max(1).values
             if features:
-                found["features"] = model.features(images)
+                # Of the first pass, which is that of the images as they are, not mirrored.
+                found["features"] = entering[0]
             if odin is not None:
                 normalised = model.normalise(images)
                 found["odin"] = odin_logits(lambda x: network(x)[:, :classes], normalised, *odin)
