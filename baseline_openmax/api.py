@@ -116,9 +116,10 @@ class Detector:
 
     def predict(self, images) -> np.ndarray:
         """Unknown score of each image, float64 `(N,)`; larger = more likely unknown."""
-        return self._scored(self.outputs(images))
+        return self.score_outputs(self.outputs(images))
 
-    def _scored(self, outputs) -> np.ndarray:
+    def score_outputs(self, outputs) -> np.ndarray:
+        """Unknown score of what `outputs` returned, float64 `(N,)`; larger = more likely unknown."""
         from baseline_openmax.evaluation import scored
 
         name = "openmax" if self._is_openmax else self.score
@@ -140,4 +141,4 @@ class Detector:
     def decide(self, images) -> np.ndarray:
         """Known class 0..K-1, or -1 where the score reaches the threshold, int64 `(N,)`."""
         outputs = self.outputs(images)
-        return np.where(self._scored(outputs) >= self.threshold(), -1, outputs["logits"].argmax(1))
+        return np.where(self.score_outputs(outputs) >= self.threshold(), -1, outputs["logits"].argmax(1))

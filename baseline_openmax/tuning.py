@@ -106,9 +106,10 @@ def scored(run: Path, scores, given, trained: list[int], left_out: list[int], se
     rows = []
     for score in scores:
         detector = Detector(run, score, device=given.device)
-        values = np.concatenate((detector(known.pixels), detector(unknown.pixels)))
+        outputs = detector.outputs(known.pixels), detector.outputs(unknown.pixels)
+        values = np.concatenate([detector.score_outputs(each) for each in outputs])
         target = np.concatenate((known.labels, np.full(len(unknown), -1)))
-        accuracy = float((detector.outputs(known.pixels)["logits"].argmax(1) == known.labels).mean())
+        accuracy = float((outputs[0]["logits"].argmax(1) == known.labels).mean())
         rows.append({"score": score, "auroc": auroc(target, values), "closed_accuracy": accuracy, "train_minutes": minutes})
     return rows
 
