@@ -102,7 +102,7 @@ def scored(run: Path, scores, given, trained: list[int], left_out: list[int], se
     same = {"root": given.data_dir, "seed": seed, "subset": 64 if given.dry_run else given.subset}
     known = prepare(given.known_dataset, trained, (), validation_share=given.validation_share, **same).validation
     unknown = prepare(given.known_dataset, left_out, (), validation_share=0.0, **same).train
-    minutes = sum(json.loads(line)["seconds"] for line in (run / "log.jsonl").read_text().splitlines()[-1:]) / 60
+    minutes = sum(json.loads(line)["seconds"] for line in (run / "log.jsonl").read_text().splitlines()) / 60
     rows = []
     for score in scores:
         detector = Detector(run, score, device=given.device)
@@ -116,11 +116,12 @@ def scored(run: Path, scores, given, trained: list[int], left_out: list[int], se
 
 def table(rows: list[dict]) -> str:
     """Means over the draws as text, one line for each candidate and score."""
-    lines = [f"{'candidate':40} {'score':8} {'AUROC':>7} {'accuracy':>9} {'minutes':>8}"]
+    width = max(len(row["candidate"]) for row in rows)
+    lines = [f"{'candidate':{width}} {'score':8} {'AUROC':>7} {'accuracy':>9} {'minutes':>8}"]
     for candidate, score in dict.fromkeys((row["candidate"], row["score"]) for row in rows):
         own = [row for row in rows if (row["candidate"], row["score"]) == (candidate, score)]
         auroc, accuracy, minutes = (sum(row[name] for row in own) / len(own) for name in FIELDS[-3:])
-        lines.append(f"{candidate:40} {score:8} {auroc:7.4f} {accuracy:9.4f} {minutes:8.1f}")
+        lines.append(f"{candidate:{width}} {score:8} {auroc:7.4f} {accuracy:9.4f} {minutes:8.1f}")
     return "\n".join(lines)
 
 
