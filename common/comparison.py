@@ -67,6 +67,8 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
         wanted = len(answer.recipe.splits) * len(answer.recipe.seeds)
         if len(values) < wanted:
             remarks.append(f"{len(values)} of {wanted} runs")
+        if ledger.shown_recipe(found[0]) != found[0]["table"]:
+            remarks.append("trained with earlier flags")
         if ledger.source_of(found[0], answer.unknown) != answer.unknown:
             remarks.append("rebuilt data")
         text = "; ".join([judged(row, mean, half), *remarks])

@@ -28,6 +28,7 @@ from common.errors import UserError, nearest
 
 PAPERS = ("crosr", "cssr", "vmdls", "baseline_openmax")
 REBUILT = " (rebuilt)"
+EARLIER = " (earlier flags)"
 # A rerun counts as reproduced inside its own 95 % interval or within this much of the published value.
 MARGIN = {"auroc": 0.01, "closed_accuracy": 0.01, "oscr": 0.01}
 OTHER_MARGIN = 0.02
@@ -206,7 +207,10 @@ def record(answer: Answer, job: Job) -> dict | None:
 
 
 def records(answer: Answer) -> list[dict]:
-    """All records that answer, over splits and seeds; further seeds than the recipe's count as well."""
+    """All records that answer, over splits and seeds; further seeds than the recipe's count as well.
+
+    Those with the recipe's flags of today; only where there is none, those with earlier ones.
+    """
     found = []
     for split in answer.recipe.splits:
         stem = answer.record_file(Job(answer.recipe, split, 0)).name.removesuffix("s0.json")
@@ -214,7 +218,7 @@ def records(answer: Answer) -> list[dict]:
         numbers = sorted(int(p.stem.removeprefix(stem + "s")) for p in folder.glob(f"{stem}s*.json")
                          if p.stem.removeprefix(stem + "s").isdigit())  # fmt: skip
         found += [entry for seed in numbers if (entry := record(answer, Job(answer.recipe, split, seed)))]
-    return found
+    return [entry for entry in found if shown_recipe(entry) == entry["table"]] or found
 
 
 def missing_data(job: Job, root: Path | None = None) -> list[str]:
@@ -248,14 +252,34 @@ def staleness(found: dict, job: Job, code: Mapping[str, Iterable[str]]) -> str:
 def _changed_flags(found: dict, job: Job) -> str:
     if "flags" not in found:
         return "command: the record is older than the flags it should hold"
-    module = import_module(f"{job.recipe.paper}.main")
-    from common.files import plain
     from common.run import FREE_FLAGS
 
-    now = plain(vars(module.parse_arguments(job.train[1:])))
+    now = _flags_now(job.recipe.paper, tuple(job.train[1:]))
     differing = [f"--{name} was {value}, is {now[name]}" for name, value in found["flags"].items()
                  if name in now and name not in FREE_FLAGS | SPELT and now[name] != value]  # fmt: skip
     return f"command: {'; '.join(differing)}" if differing else ""
+
+
+@cache
+def _flags_now(paper: str, command: tuple[str, ...]) -> dict:
+    from common.files import plain
+
+    return plain(vars(import_module(f"{paper}.main").parse_arguments(list(command))))
+
+
+def shown_recipe(found: dict) -> str:
+    """Name of a record's recipe in tables: its own, or one that says that the recipe's flags are others today.
+
+    What was trained with earlier flags must not be averaged with what was not.
+    """
+    of_paper = _read_once(found["paper"]).recipes.values() if found["paper"] in papers() else ()
+    fitting = [recipe for recipe in of_paper if (recipe.table, recipe.data[0]) == (found["table"], found["data"])
+               and found["split"] in recipe.splits]  # fmt: skip
+    changed = fitting and all(_changed_flags(found, Job(recipe, found["split"], found["seed"])) for recipe in fitting)
+    return found["table"] + (EARLIER if changed else "")
+
+
+_read_once = cache(read)
 
 
 def _changed_data(found: dict) -> str:

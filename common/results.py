@@ -123,11 +123,13 @@ def interval_cell(values: Iterable[float | None]) -> str:
 
 def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
     """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
+    from common.ledger import shown_recipe
+
     groups: dict[tuple, list[dict]] = {}
     for record in records:
         for source, values in by_source(record["metrics"]).items():
             split = FAMILY.sub(r"\1", record["split"])
-            key = (record["table"], record["data"], split, source, record["method"])
+            key = (shown_recipe(record), record["data"], split, source, record["method"])
             groups.setdefault(key, []).append({"values": values, "record": record})
     lines = [
         "| recipe | known | unknown | score | runs | " + " | ".join(metrics.values()) + " | train min. |",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from evidence import NATURAL, scores_of
 
+from common.ledger import shown_recipe
 from common.plots import read_run
 from common.plots.parts import test_part
 from common.results import FAMILY, by_source, read_records, read_scores
@@ -38,7 +39,8 @@ def of_records() -> list[Methods]:
     """Methods on the same recorded data: where there are several splits, and on natural images; each with most papers."""
     tables: dict[tuple, dict[str, dict]] = {}
     for record in read_records():
-        if is_one_of(record["method"], CHOSEN[record["paper"]]) and record["seed"] == 0:
+        current = shown_recipe(record) == record["table"]
+        if current and is_one_of(record["method"], CHOSEN[record["paper"]]) and record["seed"] == 0:
             unknown = "+".join(sorted(by_source(record["metrics"])))
             key = (record["data"], FAMILY.sub(r"\1", record["split"]), unknown)
             name = named(record["paper"], record["method"])

@@ -219,6 +219,15 @@ def test_tuning_scores_left_out_known_classes_only(tmp_path, capsys, monkeypatch
     assert "label_smoothing=0.2" in capsys.readouterr().out
 
 
+def test_readme_quotes_the_committed_tuning():
+    record = json.loads((ROOT / "results" / "tuning" / "laptop.json").read_text())
+    text = " ".join((ROOT / "baseline_openmax" / "README.md").read_text().split())
+    aurocs, accuracies = ([f"{row[name]:.3f}".lstrip("0") for row in record["rows"]] for name in ("auroc", "closed_accuracy"))
+    quoted = "{} with the smoothing and eight epochs (four of them short), {} without, {} with the seven epochs as they are"
+    assert quoted.format(*aurocs) in text and "accuracy was {}, {}, {}".format(*accuracies) in text
+    assert "--preset laptop" in record["command"] and {row["score"] for row in record["rows"]} == {"mls"}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

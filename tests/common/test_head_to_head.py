@@ -10,7 +10,7 @@ METRICS = {"closed_accuracy": 0.9, "oscr": 0.8}
 
 def record(paper, method, auroc, split="cssr-a", seed=0, **changed):
     metrics = {"cifar10-unknown": METRICS | {"auroc": auroc}}
-    return {"paper": paper, "method": method, "table": "laptop", "data": "cifar10", "split": split, "seed": seed,
+    return {"paper": paper, "method": method, "table": "any", "data": "cifar10", "split": split, "seed": seed,
             "backbone": "speednet", "metrics": metrics, "wall_seconds": {"train": 60.0}, "flags": {}} | changed  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def both(splits="ab", gain=0.02):
 
 def test_methods_are_sorted_and_differences_are_paired():
     (field, methods), *others = head_to_head.fields(both()).items()
-    assert field == ("laptop", "cifar10", "cssr", "cifar10-unknown") and not others
+    assert field == ("any", "cifar10", "cssr", "cifar10-unknown") and not others
     first, second = head_to_head.entries(field, methods)
     assert (first.paper, first.runs) == ("cssr", 2) and second.method == "mls"
     assert "reference" in second.cells
@@ -40,7 +40,7 @@ def test_only_runs_that_both_have_are_paired():
 def test_a_field_needs_the_reference_and_another_paper():
     assert not head_to_head.fields(both()[:2]) and not head_to_head.fields(both()[2:])
     assert head_to_head.markdown(both()[:2]) == "not run"
-    assert "pcssr-fused" in head_to_head.markdown(both(), table="laptop", splits="cssr")
+    assert "pcssr-fused" in head_to_head.markdown(both(), table="any", splits="cssr")
     assert head_to_head.markdown(both(), table="mnist") == "not run"
 
 
@@ -83,7 +83,7 @@ def test_a_single_run_takes_the_interval_over_images(tmp_path, monkeypatch):
 
 def test_readme_blocks_name_recipe_and_splits(monkeypatch):
     monkeypatch.setattr(results, "read_records", lambda *_, **__: both())
-    text = "<!-- ledger: head_to_head=laptop splits=cssr -->\nold\n<!-- end ledger -->\n"
+    text = "<!-- ledger: head_to_head=any splits=cssr -->\nold\n<!-- end ledger -->\n"
     filled = comparison.filled(text)
     assert "pcssr-fused" in filled and "old" not in filled and comparison.filled(filled) == filled
 

@@ -117,6 +117,16 @@ def test_no_record_uses_a_set_that_is_listed_as_missing(book):
         assert not used & set(book.data_missing), record["path"]
 
 
+def test_records_with_earlier_flags_stand_apart():
+    found = next(r for r in results.read_records("baseline_openmax", table="digits", method="mls", seed=0))
+    assert ledger.shown_recipe(found) == "digits"
+    earlier = found | {"flags": found["flags"] | {"max_epochs": 1}}
+    assert ledger.shown_recipe(earlier) == "digits (earlier flags)"
+    table = results.markdown_table([found, earlier]).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in table] == ["digits", "digits (earlier flags)"]
+    assert ledger.shown_recipe({"paper": "baseline_openmax", "table": "mine", "data": "digits", "split": "first-6"}) == "mine"
+
+
 def test_every_record_belongs_to_a_run():
     """No result lies beside the tables: its recipe, data and split are those of a run that rows ask for."""
     known = {(book.paper, recipe.table, recipe.data[0], split)
