@@ -15,11 +15,11 @@ LAPTOP = {
 DIGITS = {"known_dataset": "digits", "split": "first-6"}
 
 # "A good closed-set classifier is all you need" (Vaze et al. 2022): classifier32, SGD, one RandAugment operation, cosine with
-# two warm restarts after a warm-up, weight decay 1e-4, batches of 128, 600 epochs. Further flags: the set's own.
+# two warm restarts after a warm-up, weight decay 1e-4, batches of 128, 600 epochs, all images. Further flags: the set's own.
 STRONG = {
     "backbone": "classifier32", "image_size": 32, "max_epochs": 600, "batch_size": 128, "optimizer": "sgd", "rate": 0.1,
     "momentum": 0.9, "weight_decay": 1e-4, "schedule": "restarts", "restarts": 2, "warmup_epochs": 20,
-    "label_smoothing": 0.0, "randaugment_n": 1, "precision": "auto",
+    "label_smoothing": 0.0, "randaugment_n": 1, "precision": "auto", "validation_share": 0.0,
 }  # fmt: skip
 NATURAL = STRONG | {"augment": "flip+shift4+randaugment", "randaugment_m": 6, "known_dataset": "cifar10"}
 

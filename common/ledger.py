@@ -3,9 +3,10 @@
 Every paper folder has a `rows.json`:
 
 * `code`: files whose program (comments and docstrings aside) the numbers depend on, those of `training` and of `scoring`;
-* `sources`: where published values were read, and how sure that is (`paper`, `quoted by`, `recalled`, `no paper`);
+* `sources`: where published values were read, and how sure that is (`CERTAINTIES`);
 * `runs`: a training and an evaluation command with the places `{split} {seed} {name}`, the splits and seeds they are
-  repeated for, the data they need, minutes a run, and their worth (larger = earlier);
+  repeated for, the data they need, minutes a run, and their worth (larger = earlier); `before`: commands whose runs
+  (`--save NAME`) the evaluation needs too and that all its runs share;
 * `tables`: titles of the published tables; `data_missing`: sets nobody had when the records were made;
 * `rows`: one published value each (or none), the metric it is, and the records that answer it.
 """
@@ -34,7 +35,9 @@ MARGIN = {"auroc": 0.01, "closed_accuracy": 0.01, "oscr": 0.01}
 OTHER_MARGIN = 0.02
 # Spelt in several ways; what they mean is in the record's own fields and in the other flags.
 SPELT = {"preset", "known_dataset", "split", "ds", "config"}
-CERTAINTIES = ("paper", "quoted by", "recalled", "no paper")
+# Read in the paper or a transcription; in a later one; in a released program's pages and files; computed from those files;
+# from memory; nowhere, as it is a row of this repository.
+CERTAINTIES = ("paper", "quoted by", "program", "recomputed", "recalled", "no paper")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Recipe:
     minutes: float
     worth: float
     note: str = ""
+    before: tuple[str, ...] = ()
 
     def jobs(self, seeds: Iterable[int] | None = None) -> list[Job]:
         """Return its runs, splits outermost."""
@@ -147,7 +151,7 @@ def read(paper: str, path: Path | None = None) -> Ledger:
     stored = json.loads(path.read_text())
     recipes = {}
     for name, entry in stored["runs"].items():
-        lists = {key: tuple(entry[key]) for key in ("data", "splits", "seeds")}
+        lists = {key: tuple(entry.get(key, ())) for key in ("data", "splits", "seeds", "before")}
         recipes[name] = Recipe(paper=paper, id=name, **{**entry, **lists})
     rows, seen = [], set()
     for entry in stored["rows"]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -201,7 +202,12 @@ def run_job(args, book: ledger.Ledger, job: ledger.Job, left: float | None, pass
         with tempfile.TemporaryDirectory() as folder:
             place = ["--run_dir", folder, "--dry_run", *passed_on]
             execute([*without(job.train, "--save"), "--overwrite", *place])
-            execute([*without(without(job.test, "--save"), "--record"), *place])
+            test = without(without(job.test, "--save"), "--record")
+            for number, (name, command) in enumerate(runs_before(job)):
+                beside = str(Path(folder) / f"before-{number}")
+                execute([*without(command, "--save"), "--run_dir", beside, "--dry_run", *passed_on])
+                test = [f"{beside}/dry_run" if word == name else word for word in test]
+            execute([*test, *place])
         return
     if args.stale and finished(job):
         found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
@@ -212,12 +218,25 @@ def run_job(args, book: ledger.Ledger, job: ledger.Job, left: float | None, pass
         execute([*job.train, "--resume", *limit, *passed_on])
         if not finished(job):
             raise TimeUp("time limit reached; repeat the command to go on")
+    for name, command in runs_before(job):
+        if not is_finished(job.directory().with_name(name)):
+            execute([*command, "--resume", *passed_on])
     execute([*job.test, *passed_on])
+
+
+def runs_before(job: ledger.Job) -> list[tuple[str, list[str]]]:
+    """Name and command of each run that the job's evaluation needs beside its own."""
+    commands = [shlex.split(command) for command in job.recipe.before]
+    return [(command[command.index("--save") + 1], command) for command in commands]
 
 
 def finished(job: ledger.Job) -> bool:
     """Whether the job's run has been trained to its end."""
-    meta = job.directory() / "meta.json"
+    return is_finished(job.directory())
+
+
+def is_finished(directory: Path) -> bool:
+    meta = directory / "meta.json"
     return meta.exists() and json.loads(meta.read_text()).get("finished", False)
 
 

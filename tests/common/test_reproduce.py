@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = {
     "train": "cssr/main.py --preset digits --max_epochs 3 --split {split} --seed {seed} --save {name}",
     "test": "cssr/test.py --save {name} --score fused msp --record digits",
+    "before": ["cssr/main.py --preset digits --max_epochs 1 --save shared"],
     "table": "digits", "data": ["digits"], "splits": ["first-6"], "seeds": [0, 1], "device": "cpu", "minutes": 1, "worth": 1,
     "note": "reduced recipe",
 }  # fmt: skip
@@ -72,6 +73,8 @@ def test_a_row_is_run_recorded_compared_and_verified(house):
     done = reproduce_in(house, "run", "--open")
     assert done.returncode == 0, done.stderr
     assert "svhn-pcssr-cssr-a-s0: data missing (svhn)" in done.stdout
+    assert json.loads((house.folder / "runs/cssr/shared/meta.json").read_text())["finished"]
+    assert done.stdout.count("trained: ") == 3, "two seeds and, once, the run that both evaluations need"
     records = sorted(p.name for p in (house.folder / "results/records/cssr").glob("*.json"))
     assert records == [f"digits-digits-pcssr_{score}-first_6-s{seed}.json" for score in ("fused", "msp") for seed in (0, 1)]
     assert "2 done" in reproduce_in(house, "list").stdout
@@ -159,6 +162,7 @@ def records_of(tmp_path, monkeypatch):
     """Write records with given values of a metric, one a split, and return the row they answer."""
     monkeypatch.setattr(results, "RECORDS", tmp_path)
     monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    monkeypatch.setattr(ledger, "papers", lambda: [])
 
     def write(published, values, metric="auroc", unknown="digits-unknown", wanted=None):
         count = wanted or len(values)
@@ -168,7 +172,8 @@ def records_of(tmp_path, monkeypatch):
         for job, value in zip(recipe.jobs(), values):
             path = answer.record_file(job)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps({"metrics": {unknown: {metric: value, "macro_f1_validation": 0.25}}}))
+            fields = {"paper": "cssr", "table": "t", "data": "digits", "split": job.split}
+            path.write_text(json.dumps(fields | {"metrics": {unknown: {metric: value, "macro_f1_validation": 0.25}}}))
         return ledger.Row("cssr", "r", "1", "CSSR", "digits", "digits-unknown", metric, published, "", "paper", [answer])
 
     return write

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from common import ledger, results
+from common import comparison, ledger, results
 from common.arguments import ROOT, parse
 from common.datasets import find_split, resolve_name
 from common.metrics import METRICS
@@ -117,6 +117,16 @@ def test_no_record_uses_a_set_that_is_listed_as_missing(book):
         assert not used & set(book.data_missing), record["path"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "mean", "said"),
+    [("auroc", 0.8, "better by .100"), ("auroc", 0.6, "worse by .100"), ("auroc", 0.705, "reproduced"),
+     ("fpr95_known_positive", 0.6, "better by .100"), ("fpr95_known_positive", 0.8, "worse by .100")],
+)  # fmt: skip
+def test_verdicts_know_which_way_is_better(metric, mean, said):
+    row = ledger.Row("p", "i", "t", "l", "k", "u", metric, 0.7, "s", "paper")
+    assert comparison.judged(row, mean, None) == said
+
+
 def test_records_with_earlier_flags_stand_apart():
     found = next(r for r in results.read_records("baseline_openmax", table="digits", method="mls", seed=0))
     assert ledger.shown_recipe(found) == "digits"
@@ -155,7 +165,7 @@ def test_every_record_belongs_to_a_run():
         ("vmdls", "VMDLS_b", "cifar100", "imagenet-resize", "auroc", 0.949),
         ("baseline_openmax", "Baseline MLS", "cifar10", "cifar10-unknown", "auroc", 0.936),
         ("baseline_openmax", "Supervised, OpenMax", "mnist", "noise", "macro_f1_argmax", 0.89),
-        ("baseline_openmax", "ResNet-50, their score (ours: MLS)", "cifar10", "cifar10-unknown", "auroc", 0.2583),
+        ("baseline_openmax", "ResNet-50, their score (ours: energy, else MLS)", "cifar10", "cifar10-unknown", "auroc", 0.2583),
     ],
 )  # fmt: skip
 def test_published_values(paper, label, known, unknown, metric, value):
