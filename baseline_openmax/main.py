@@ -31,7 +31,8 @@ def main(argv=None) -> None:
     from baseline_openmax.overlap import check_training_outliers
     from baseline_openmax.recipe import augmentation, schedule
     from baseline_openmax.selection import BestWeights
-    from baseline_openmax.settings import data_settings, new_network, outliers_shown
+    from baseline_openmax.settings import data_settings, new_network, outliers_shown, run_or_file
+    from common.checkpoints import origin
     from common.devices import Devices
     from common.recipes import WeightAveraging, build_optimizer
     from common.run import Run, seed_everything
@@ -65,7 +66,8 @@ def main(argv=None) -> None:
     )
     called, stepper = devices.setup(model, optimizer)
     course = schedule(optimizer, args, len(batches))
-    run = Run.create(PAPER, args, devices, data.train.checksums, argv)
+    started_from = origin(run_or_file(args.start_from)) if args.start_from else None
+    run = Run.create(PAPER, args, devices, data.train.checksums, argv, started_from)
     torch.set_rng_state(drawn_up_to)
     held_out = data.validation
     chooses, _ = halves(held_out.labels, args.seed) if held_out is not None else ([], [])

@@ -177,6 +177,15 @@ def expected_metrics(trained: str) -> dict[str, dict]:
     return found
 
 
+def origin(where: str | Path, folder: Path = FOLDER) -> str:
+    """SHA-256 of the weights file that training itself wrote, for what `find` takes; a manifest entry remembers it."""
+    files = find(where, folder)
+    for entry in read_manifest(folder).values():
+        if files[0].parent == folder and files[0].name in {file["file"] for file in entry["files"]}:
+            return entry["trained_sha256"]
+    return sha256(files[0])
+
+
 def fetch(name: str, base_url: str | None = None, folder: Path = FOLDER) -> bool:
     """Download the files of a manifest entry that are not here or damaged.
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from common import head_to_head, ledger, results
+from common import head_to_head, ledger, results, staleness
 from common.arguments import ROOT
 from common.errors import UserError
 from common.files import atomic
@@ -58,7 +58,7 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
     from common.metrics import mean_interval
 
     for answer in row.answers:
-        found = ledger.records(answer)
+        found = staleness.current(ledger.records(answer))
         values = [v for r in found if (v := r["metrics"][ledger.source_of(r, answer.unknown)].get(row.metric)) is not None]
         if not values:
             continue
@@ -67,13 +67,15 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
         honest = [v for r in found if (v := r["metrics"][ledger.source_of(r, answer.unknown)].get(HONEST)) is not None]
         beside = sum(honest) / len(honest) if honest and row.metric.startswith("macro_f1") else None
         remarks = [answer.recipe.note] if answer.recipe.note else []
-        wanted = len(answer.recipe.splits) * len(answer.recipe.seeds)
-        if len(values) < wanted:
-            remarks.append(f"{len(values)} of {wanted} runs")
-        if ledger.shown_recipe(found[0]) != found[0]["table"]:
+        wanted = {(split, seed) for split in answer.recipe.splits for seed in answer.recipe.seeds}
+        missing = wanted - {(r["split"], r["seed"]) for r in found}
+        if missing:
+            remarks.append(f"{len(wanted) - len(missing)} of {len(wanted)} runs")
+        if staleness.shown_recipe(found[0]) != found[0]["table"]:
             remarks.append("trained with earlier flags")
-        if ledger.source_of(found[0], answer.unknown) != answer.unknown:
-            remarks.append("rebuilt data")
+        rebuilt = sum(ledger.source_of(r, answer.unknown) != answer.unknown for r in found)
+        if rebuilt:
+            remarks.append("rebuilt data" if rebuilt == len(found) else f"rebuilt data in {rebuilt}")
         text = "; ".join([judged(row, mean, half), *remarks])
         return Comparison(mean, half, beside, len(values), answer.recipe.id, text)
     if not row.answers:
@@ -167,8 +169,8 @@ macro-F1 in a paper's convention stands the one whose threshold comes from held-
 
 HEAD_TO_HEAD = """## Head to head
 
-The methods on the same data, splits and recipe, best AUROC first. The difference to the maximum logit of plain softmax training
-is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval over the test images
+The methods on the same data and splits, each in its recipe of that name, best AUROC first. The difference to the maximum logit of
+plain softmax training is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval over the test images
 ("images"), which knows nothing of the chance of training."""
 
 

@@ -189,6 +189,7 @@ def write_record(args, trained: Trained, data, score: str, method: str, metrics,
         evaluation_code_version=code_version(),
         wall_seconds={"train": meta["wall_seconds"], "test": round(seconds, 2)},
         checkpoint_sha256=[sha256(file) for file in trained.files],
+        **({"started_from": meta["started_from"]} if "started_from" in meta else {}),
         unknown_checksums={source: images.checksums for source, images in data.unknown.items()},
     )
     if path.exists() and set(json.loads(path.read_text())["metrics"]) != set(metrics):

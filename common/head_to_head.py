@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import ledger, results
+from common import results, staleness
 from common.arguments import ROOT
 
 REFERENCE = ("baseline_openmax", "mls")
@@ -53,7 +53,7 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
             continue
         for unknown in results.by_source(record["metrics"]):
             family = results.FAMILY.sub(r"\1", record["split"])
-            field = Field(ledger.shown_recipe(record), record["data"], family, unknown)
+            field = Field(staleness.shown_recipe(record), record["data"], family, unknown)
             methods = found.setdefault(field, {})
             methods.setdefault((record["paper"], record["method"]), {})[record["split"], record["seed"]] = record
     return {field: methods for field, methods in found.items()
@@ -114,7 +114,7 @@ def markdown(records: Sequence[dict] | None = None, table: str | None = None, sp
     """Markdown tables of all fields, those with most papers first; `table` and `splits` keep one recipe or family."""
     found = fields(results.read_records() if records is None else records)
     chosen = {field: methods for field, methods in found.items()
-              if table in (None, field.table.removesuffix(ledger.EARLIER)) and splits in (None, field.splits)}  # fmt: skip
+              if table in (None, field.table.removesuffix(staleness.EARLIER)) and splits in (None, field.splits)}  # fmt: skip
     parts = []
     for field, methods in sorted(chosen.items(), key=lambda item: (-len({paper for paper, _ in item[1]}), item[0])):
         lines = [f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**", "",

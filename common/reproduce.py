@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ledger, results
+from common import ledger, results, staleness
 from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import TimeUp, UserError, nearest
 
@@ -114,7 +113,7 @@ def list_runs(args) -> None:
     """Print each run: state, minutes, worth, what it is for."""
     print(f"{'run':34} {'paper':17} {'state':38} {'kind':4} {'min.':>6}  {'worth':>5}  reason")
     for book, recipe in chosen_recipes(args):
-        states = [ledger.state(answers_of(book, recipe), job, book.code, args.data_dir) for job in recipe.jobs()]
+        states = [staleness.state(answers_of(book, recipe), job, book.code, args.data_dir) for job in recipe.jobs()]
         counted = {}
         for name, _ in states:
             counted[name] = counted.get(name, 0) + 1
@@ -155,15 +154,19 @@ def jobs_to_run(args) -> list[tuple[ledger.Ledger, ledger.Job]]:
             jobs.append((recipe.worth * NEXT_SPLIT**number, book, job))
     jobs.sort(key=lambda entry: -entry[0])
     chosen = []
-    for _, book, job in jobs:
-        found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
+    # Shards are made of all jobs, not of the open ones: what other machines have finished meanwhile moves no job elsewhere.
+    for _, book, job in jobs[part::parts]:
+        found, reason = staleness.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
         if found == "data missing":
             print(f"{job.name}: data missing ({reason})", flush=True)
         elif found == "open" or args.dry_run or (found == "stale" and args.stale):
             chosen.append((book, job))
         elif args.ids:
-            print(f"{job.name}: {found} {reason}".rstrip(), flush=True)
-    return chosen[part::parts]
+            hint = " (--stale runs it again)" if found == "stale" else ""
+            print(f"{job.name}: {found} {reason}".rstrip() + hint, flush=True)
+    if not jobs:
+        print("no run has these splits, tables and data", flush=True)
+    return chosen
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -179,63 +182,71 @@ def shard(text: str) -> tuple[int, int]:
 
 def run_jobs(args) -> None:
     """Train and evaluate; what was interrupted goes on, what is finished is not trained again."""
-    begun, failed = time.monotonic(), []
+    begun, failed, left = time.monotonic(), [], None
     for book, job in jobs_to_run(args):
         left = None if args.time_limit is None else args.time_limit - (time.monotonic() - begun) / 60
         if left is not None and left <= 0:
-            raise TimeUp("time limit reached; repeat the command to go on")
+            break
+        if not args.dry_run and staleness.state(answers_of(book, job.recipe), job, book.code, args.data_dir)[0] == "done":
+            continue  # another process was faster
         passed_on = ["--device", args.device] if args.device else []
         passed_on += ["--data_dir", str(args.data_dir)] if args.data_dir else []
         print(f"== {job.name}", flush=True)
         try:
             run_job(args, book, job, left, passed_on)
+        except TimeUp:
+            left = 0.0
+            break
         except UserError as error:
             print(f"failed: {error}", file=sys.stderr, flush=True)
             failed.append(job.name)
     if failed:
         raise UserError(f"{len(failed)} run(s) failed, their own messages are above: {', '.join(failed)}")
+    if left is not None and left <= 0:
+        raise TimeUp("time limit reached; repeat the command to go on")
 
 
 def run_job(args, book: ledger.Ledger, job: ledger.Job, left: float | None, passed_on: list[str]) -> None:
     """Train and evaluate one job, within the minutes that are left."""
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            place = ["--run_dir", folder, "--dry_run", *passed_on]
-            execute([*without(job.train, "--save"), "--overwrite", *place])
-            test = without(without(job.test, "--save"), "--record")
-            for number, (name, command) in enumerate(runs_before(job)):
-                beside = str(Path(folder) / f"before-{number}")
+            place = ["--run_dir", f"{folder}/run", "--dry_run", *passed_on]
+            train, test = without(job.train, "--save"), without(without(job.test, "--save"), "--record")
+            for number, (directory, command) in enumerate(job.before):
+                beside = f"{folder}/before-{number}"
                 execute([*without(command, "--save"), "--run_dir", beside, "--dry_run", *passed_on])
-                test = [f"{beside}/dry_run" if word == name else word for word in test]
+                train, test = ([beside if word == directory.name else word for word in words] for words in (train, test))
+            execute([*train, *place])
             execute([*test, *place])
         return
-    if args.stale and finished(job):
-        found, reason = ledger.state(answers_of(book, job.recipe), job, book.code, args.data_dir)
-        if found == "stale" and not reason.startswith("scoring"):
-            shutil.rmtree(job.directory())
-    if not finished(job):
-        limit = ["--time_limit", f"{left:.2f}"] if left is not None else []
-        execute([*job.train, "--resume", *limit, *passed_on])
-        if not finished(job):
-            raise TimeUp("time limit reached; repeat the command to go on")
-    for name, command in runs_before(job):
-        if not is_finished(job.directory().with_name(name)):
-            execute([*command, "--resume", *passed_on])
+    if args.stale and begun_otherwise(job, book.code):
+        shutil.rmtree(job.directory())
+    begun = time.monotonic()
+    for directory, command in [*job.before, (job.directory(), job.train)]:
+        if finished(directory):
+            continue
+        limit = ["--time_limit", f"{left - (time.monotonic() - begun) / 60:.2f}"] if left is not None else []
+        execute([*command, "--resume", *limit, *passed_on])
+        if not finished(directory):
+            raise TimeUp("time limit reached")
     execute([*job.test, *passed_on])
 
 
-def runs_before(job: ledger.Job) -> list[tuple[str, list[str]]]:
-    """Name and command of each run that the job's evaluation needs beside its own."""
-    commands = [shlex.split(command) for command in job.recipe.before]
-    return [(command[command.index("--save") + 1], command) for command in commands]
+def begun_otherwise(job: ledger.Job, code) -> bool:
+    """Whether the job's directory holds a training that its recipe would do otherwise today: other flags, start or program."""
+    from common.run import FREE_FLAGS
+
+    config, meta = (job.directory() / name for name in ("config.json", "meta.json"))
+    if not (config.exists() and meta.exists()):
+        return False
+    about = json.loads(meta.read_text())
+    flags = {name: value for name, value in json.loads(config.read_text()).items() if name not in FREE_FLAGS}
+    found = about | {"flags": flags, "paper": job.recipe.paper}
+    return bool(staleness.changed_training(found, job, code))
 
 
-def finished(job: ledger.Job) -> bool:
-    """Whether the job's run has been trained to its end."""
-    return is_finished(job.directory())
-
-
-def is_finished(directory: Path) -> bool:
+def finished(directory: Path) -> bool:
+    """Whether the run in a directory has been trained to its end."""
     meta = directory / "meta.json"
     return meta.exists() and json.loads(meta.read_text()).get("finished", False)
 

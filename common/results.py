@@ -123,7 +123,7 @@ def interval_cell(values: Iterable[float | None]) -> str:
 
 def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
     """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
-    from common.ledger import shown_recipe
+    from common.staleness import shown_recipe
 
     groups: dict[tuple, list[dict]] = {}
     for record in records:

@@ -17,6 +17,7 @@ Batches depend on (seed, epoch, number) alone, so the interrupted run continues 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 import shutil
@@ -85,6 +86,9 @@ def find_run(paper: str, where: str | Path) -> Path:
             return path
     raise UserError(f"no run {str(where)!r} here or in runs/{paper}; python {paper}/main.py --save {where} trains one")
 
+# Held by the process that trains in a run's directory.
+LOCK = ".lock"
+
 
 class Run:
     """See the module's docstring; use `Run.create`."""
@@ -101,8 +105,12 @@ class Run:
         self.writer = None
 
     @classmethod
-    def create(cls, paper: str, args, devices: Devices, checksums: dict | None = None, argv=None) -> Run:
+    def create(
+        cls, paper: str, args, devices: Devices, checksums: dict | None = None, argv=None, started_from: str | None = None
+    ) -> Run:
         """Make the run's directory, or open it with `--resume`; seeds every generator.
+
+        `started_from`: SHA-256 of the weights that training starts from (`common.checkpoints.origin`), for the records.
 
         Raises
         ------
@@ -119,12 +127,15 @@ class Run:
             run._read_state(config)
         if devices.rank == 0:
             write_json(run.directory / "config.json", config)
-            run._write_meta(command=command_line(f"{paper}/main.py", argv), data_checksums=checksums or {})
+            begun_with = {"started_from": started_from} if started_from else {}
+            run._write_meta(command=command_line(f"{paper}/main.py", argv), data_checksums=checksums or {}, **begun_with)
             print(f"run: {run.directory}", flush=True)
         return run
 
     def _claim(self, config: dict) -> None:
-        exists = self.directory.exists() and any(self.directory.iterdir())
+        exists = self.directory.exists() and any(path.name != LOCK for path in self.directory.iterdir())
+        if exists:
+            self._lock()
         config_file = self.directory / "config.json"
         if exists and not config_file.exists():
             raise UserError(f"{self.directory} holds files but no run (no config.json): give another --run_dir or --save")
@@ -135,6 +146,15 @@ class Run:
             raise UserError(f"run {self.directory} exists: --resume continues it, --overwrite deletes it first,"
                             " --save NAME makes another")
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock()
+
+    def _lock(self) -> None:
+        # Of this process, for as long as it lives: two trainings in one directory would overwrite each other's state.
+        self.lock = open(self.directory / LOCK, "w")  # noqa: SIM115
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training {self.directory}: wait for it, or give another --save") from None
 
     def _read_state(self, config: dict) -> None:
         old = json.loads((self.directory / "config.json").read_text())

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from evidence import NATURAL, scores_of
 
-from common.ledger import shown_recipe
 from common.plots import read_run
 from common.plots.parts import test_part
 from common.results import FAMILY, by_source, read_records, read_scores
+from common.staleness import shown_recipe
 
 # Scores of each paper that are laid side by side, its own one first.
 CHOSEN = {"baseline_openmax": ("mls", "msp", "openmax-tail20"), "crosr": ("crosr", "openmax", "mls"),

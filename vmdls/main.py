@@ -44,6 +44,14 @@ def starting_point(args, data):
     return start
 
 
+def started_from(args) -> str | None:
+    """SHA-256 of the weights that training starts from, for the records; None for random ones."""
+    from common.checkpoints import origin
+    from vmdls.names import checkpoint
+
+    return origin(args.weights or checkpoint(args.checkpoint_path)) if args.weights or args.checkpoint_path else None
+
+
 def model_settings(args, data, start) -> dict:
     """Constructor arguments of the network for a data set and the weights it starts from."""
     from common.errors import UserError
@@ -129,7 +137,7 @@ def main(argv=None) -> None:
     start = starting_point(args, data)
     model_config = model_settings(args, data, start)
     batches = balanced_batches(args, data, devices)
-    run = Run.create(PAPER, args, devices, data.train.checksums, argv)
+    run = Run.create(PAPER, args, devices, data.train.checksums, argv, started_from(args))
     model = VMDLS(**model_config)
     if args.init == "kaiming":
         initialise_kaiming(model.encoder)

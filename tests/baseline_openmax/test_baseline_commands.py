@@ -17,6 +17,7 @@ from baseline_openmax.api import Detector
 from baseline_openmax.presets import PRESETS
 from common.datasets import prepare
 from common.errors import UserError
+from common.files import sha256
 from common.metrics import aupr_known, aupr_unknown, auroc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,6 +259,8 @@ def test_fine_tuning_starts_from_a_run_and_adds_the_dummies(proser, tmp_path):
     from common.checkpoints import load_weights
 
     (plain, _), (tuned, header) = (load_weights(tmp_path / n, paper="baseline_openmax") for n in ("plain", "tuned"))
+    started = json.loads((tmp_path / "tuned" / "meta.json").read_text())["started_from"]
+    assert started == sha256(tmp_path / "plain" / "weights.safetensors")
     assert header["kplus1"] == ["placeholder"] and set(tuned) - set(plain) == {"dummy.weight", "dummy.bias"}
     assert (plain["classifier.weight"] == tuned["classifier.weight"]).all()
     with pytest.raises(UserError, match="give its --split"):

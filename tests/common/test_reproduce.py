@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import comparison, ledger, reproduce, results
+from common import comparison, ledger, reproduce, results, staleness
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,25 +131,25 @@ def test_bad_input_is_one_line(house, arguments, said):
 
 def test_comments_and_docstrings_do_not_make_a_record_stale():
     first = 'def f(x):\n    """Old."""\n    return x + 1\n'
-    assert ledger._program(first) == ledger._program('# why\ndef f(x):\n    """New."""\n    return (x\n        + 1)\n')
-    assert ledger._program(first) != ledger._program(first.replace("1", "2"))
+    assert staleness._program(first) == staleness._program('# why\ndef f(x):\n    """New."""\n    return (x\n        + 1)\n')
+    assert staleness._program(first) != staleness._program(first.replace("1", "2"))
 
 
 def test_declarations_do_not_make_a_record_stale():
     body = "class A:\n    size: int\n\n    {}def f(self):\n        \"\"\"Say.\"\"\"{}\n\n    def g(self):\n        return {}\n"
-    raising = ledger._program(body.format("", "\n        raise NotImplementedError", 1))
-    assert raising == ledger._program(body.format("@abstractmethod\n    ", "", 1))
-    assert raising != ledger._program(body.format("@abstractmethod\n    ", "", 2))
-    assert raising != ledger._program(body.format("", "\n        return 1", 1))
+    raising = staleness._program(body.format("", "\n        raise NotImplementedError", 1))
+    assert raising == staleness._program(body.format("@abstractmethod\n    ", "", 1))
+    assert raising != staleness._program(body.format("@abstractmethod\n    ", "", 2))
+    assert raising != staleness._program(body.format("", "\n        return 1", 1))
 
 
 def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
     then = "import math\n\n\ndef f(x):\n    return x + 1\n\n\nRATE = 2\n"
-    monkeypatch.setattr(ledger, "_program_at", lambda *_: ledger._program(then))
+    monkeypatch.setattr(staleness, "_program_at", lambda *_: staleness._program(then))
 
     def reason(now):
-        monkeypatch.setattr(ledger, "_program_now", lambda _: ledger._program(now))
-        return ledger._changed_code("scoring", "abc+changes", ["a.py"])
+        monkeypatch.setattr(staleness, "_program_now", lambda _: staleness._program(now))
+        return staleness._changed_code("scoring", "abc+changes", ["a.py"])
 
     assert reason(then) == reason("import sys\n" + then + "\n\ndef g(x):\n    return x\n") == ""
     assert reason(then.replace("x + 1", "x + 2")) == "scoring: a.py (f)"
@@ -172,7 +173,7 @@ def records_of(tmp_path, monkeypatch):
         for job, value in zip(recipe.jobs(), values):
             path = answer.record_file(job)
             path.parent.mkdir(exist_ok=True)
-            fields = {"paper": "cssr", "table": "t", "data": "digits", "split": job.split}
+            fields = {"paper": "cssr", "table": "t", "data": "digits", "split": job.split, "seed": job.seed}
             path.write_text(json.dumps(fields | {"metrics": {unknown: {metric: value, "macro_f1_validation": 0.25}}}))
         return ledger.Row("cssr", "r", "1", "CSSR", "digits", "digits-unknown", metric, published, "", "paper", [answer])
 
@@ -213,10 +214,57 @@ def test_rows_that_cannot_be_answered_say_why(tmp_path):
         ledger.read("cssr", path)
 
 
-def test_shards_cover_every_job_once():
-    jobs = list(range(10))
-    parts = [jobs[part::parts] for part, parts in (reproduce.shard(f"{i}/3") for i in range(3))]
-    assert sorted(job for part in parts for job in part) == jobs
+def test_shards_cover_every_job_once_whatever_is_done(monkeypatch):
+    done = set()
+
+    def state(_, job, *__):
+        return ("done" if job.name in done else "open", "")
+
+    monkeypatch.setattr(staleness, "state", state)
+
+    def shard(number):
+        args = reproduce.get_args_parser().parse_args(["run", "--open", "--paper", "cssr", "--shard", f"{number}/3"])
+        return [job.name for _, job in reproduce.jobs_to_run(args)]
+
+    parts = [shard(number) for number in range(3)]
+    names = [name for part in parts for name in part]
+    assert len(names) == len(set(names)) == sum(len(r.jobs()) for r in ledger.read("cssr").recipes.values())
+    done |= {parts[0][0], parts[1][0]}
+    assert [shard(number) for number in range(3)] == [parts[0][1:], parts[1][1:], parts[2]]
+
+
+def test_runs_with_other_start_weights_are_stale_and_stand_apart(monkeypatch):
+    monkeypatch.setattr(staleness, "_start_now", {"net": "new", "of-others": None}.get)
+    base = {"paper": "vmdls", "table": "laptop", "data": "cifar10", "split": "cssr-a", "seed": 0}
+    recipe = ledger.read("vmdls").recipes["laptop-cifar10-vmdls"]
+    flags = staleness._flags_now("vmdls", tuple(ledger.Job(recipe, "cssr-a", 0).train[1:]))
+    for named, started, shown in (("net", "new", "laptop"), ("net", "old", "laptop (earlier flags)"),
+                                  ("net", None, "laptop (earlier flags)"), ("of-others", None, "laptop")):  # fmt: skip
+        found = base | {"flags": {"weights": named}} | ({"started_from": started} if started else {})
+        monkeypatch.setattr(staleness, "_flags_now", lambda *_, named=named: flags | {"weights": named})
+        assert staleness.shown_recipe(found) == shown, (named, started)
+    assert staleness._changed_start(base | {"flags": {"weights": "net"}, "started_from": "old"}).endswith("another network today")
+
+
+def test_a_run_begun_with_other_flags_is_begun_anew_only_then(tmp_path, monkeypatch):
+    recipe = ledger.read("cssr").recipes["digits-linear"]
+    job = ledger.Job(recipe, "first-6", 0)
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    assert not reproduce.begun_otherwise(job, {"training": []})
+    flags = staleness._flags_now("cssr", tuple(job.train[1:]))
+    job.directory().mkdir(parents=True)
+    (job.directory() / "meta.json").write_text(json.dumps({"code_version": "abc"}))
+    for epochs, otherwise in ((flags["max_epochs"], False), (flags["max_epochs"] + 1, True)):
+        (job.directory() / "config.json").write_text(json.dumps(flags | {"max_epochs": epochs, "resume": True}))
+        assert reproduce.begun_otherwise(job, {"training": []}) is otherwise
+
+
+def test_changed_evaluation_flags_ask_for_a_new_evaluation():
+    job = ledger.Job(ledger.read("crosr").recipes["mnist-10-crosr"], "all", 0)
+    as_today = {"paper": "crosr", "commands": ["train", f"python crosr/test.py {shlex.join(job.test[1:])} --no_report"]}
+    assert staleness._changed_evaluation(as_today, job) == ""
+    other = as_today | {"commands": [*as_today["commands"][:1], as_today["commands"][1] + " --odin_crop native"]}
+    assert staleness._changed_evaluation(other, job) == "scoring: --odin_crop was native, is center"
 
 
 def test_committed_tables_equal_their_records():

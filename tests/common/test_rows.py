@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from common import comparison, ledger, results
+from common import comparison, ledger, results, staleness
 from common.arguments import ROOT, parse
 from common.datasets import find_split, resolve_name
 from common.metrics import METRICS
@@ -129,12 +129,12 @@ def test_verdicts_know_which_way_is_better(metric, mean, said):
 
 def test_records_with_earlier_flags_stand_apart():
     found = next(r for r in results.read_records("baseline_openmax", table="digits", method="mls", seed=0))
-    assert ledger.shown_recipe(found) == "digits"
+    assert staleness.shown_recipe(found) == "digits"
     earlier = found | {"flags": found["flags"] | {"max_epochs": 1}}
-    assert ledger.shown_recipe(earlier) == "digits (earlier flags)"
+    assert staleness.shown_recipe(earlier) == "digits (earlier flags)"
     table = results.markdown_table([found, earlier]).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == ["digits", "digits (earlier flags)"]
-    assert ledger.shown_recipe({"paper": "baseline_openmax", "table": "mine", "data": "digits", "split": "first-6"}) == "mine"
+    assert staleness.shown_recipe({"paper": "baseline_openmax", "table": "mine", "data": "digits", "split": "first-6"}) == "mine"
 
 
 def test_every_record_belongs_to_a_run():

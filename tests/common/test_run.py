@@ -63,6 +63,23 @@ def test_kill_in_mid_epoch_and_resume_gives_identical_weights(whole, tmp_path):
         assert {k: v for k, v in a.items() if k not in strip} == {k: v for k, v in b.items() if k not in strip}
 
 
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    directory = tmp_path / "run"
+    holder = (
+        "import sys, time; from baseline_openmax import main; from common.run import Run\n"
+        "claim = Run._claim\n"
+        "Run._claim = lambda self, config: (claim(self, config), print('held', flush=True), sys.stdin.read())\n"
+        f"main.main(['--run_dir', {str(directory)!r}])"
+    )
+    first = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert first.stdout.readline() == "held\n"
+    second = train(directory, *SHORT, check=False)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2 and "another process is training" in second.stderr
+    assert train(directory, *SHORT).returncode == 0
+
+
 def test_time_limit_saves_leaves_with_zero_and_resumes(whole, tmp_path):
     directory = tmp_path / "limited"
     first = train(directory, *SHORT, "--time_limit", "0")
