@@ -170,8 +170,8 @@ macro-F1 in a paper's convention stands the one whose threshold comes from held-
 HEAD_TO_HEAD = """## Head to head
 
 The methods on the same data and splits, each in its recipe of that name, best AUROC first. The difference to the maximum logit of
-plain softmax training is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval over the test images
-("images"), which knows nothing of the chance of training."""
+plain softmax training is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval
+over the test images ("images"), which knows nothing of the chance of training."""
 
 
 def findings(names: list[str]) -> str:
