@@ -239,6 +239,7 @@ def get_args_parser() -> ScriptParser:
     adding = commands.add_parser("add", help="store the weights of a run in half precision")
     adding.add_argument("run", type=Path, help="run directory")
     adding.add_argument("name", help="name in the manifest")
+    commands.add_parser("expect", help="enter anew which metrics each must give, from the records that are here")
     getting = commands.add_parser("download", help="fetch files that are not here from a web server, verified")
     getting.add_argument("names", nargs="+", metavar="NAME", help="names in the manifest")
     getting.add_argument("--base_url", metavar="URL", help="folder on a web server; else $OSR_CHECKPOINT_URL")
@@ -250,6 +251,12 @@ def main(argv=None) -> None:
     if args.action == "add":
         entry = add(args.run, args.name)
         print(f"{args.name}: {sum(part['size'] for part in entry['files'])} bytes in {len(entry['files'])} file(s)")
+        return
+    if args.action == "expect":
+        manifest = read_manifest()
+        known = {name: entry | {"expected": expected_metrics(entry["trained_sha256"])} for name, entry in manifest.items()}
+        write_json(FOLDER / "MANIFEST.json", known)
+        print(f"{sum(known[name] != entry for name, entry in manifest.items())} of {len(known)} changed")
         return
     if args.action == "download":
         for name in args.names:

@@ -116,3 +116,10 @@ def test_committed_checkpoints_verify():
     assert done.returncode == 0, done.stdout
     for name in checkpoints.read_manifest():
         assert f"{name}: ok" in done.stdout
+
+
+def test_manifest_expects_what_the_records_hold():
+    for name, entry in checkpoints.read_manifest().items():
+        found = checkpoints.expected_metrics(entry["trained_sha256"])
+        assert entry["expected"] == found, f"{name}: run python -m common.checkpoints expect"
+        assert found or "ae.py" in entry["trained_by"], f"{name} has no record"
