@@ -194,7 +194,7 @@ def _program(text: str) -> dict[str, str]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0].value.value = ""
+            del body[0]
         if isinstance(node, ast.ClassDef):
             node.body = [statement for statement in node.body if not _only_declares(statement)]
     program: dict[str, str] = {}

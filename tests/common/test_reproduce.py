@@ -132,6 +132,7 @@ def test_bad_input_is_one_line(house, arguments, said):
 def test_comments_and_docstrings_do_not_make_a_record_stale():
     first = 'def f(x):\n    """Old."""\n    return x + 1\n'
     assert staleness._program(first) == staleness._program('# why\ndef f(x):\n    """New."""\n    return (x\n        + 1)\n')
+    assert staleness._program(first) == staleness._program("def f(x):\n    return x + 1\n")
     assert staleness._program(first) != staleness._program(first.replace("1", "2"))
 
 
