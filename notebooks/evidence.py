@@ -21,6 +21,7 @@ from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import UserError
 from common.files import atomic
 from common.results import COMPACT_BYTES, read_records, read_scores
+from common.staleness import shown_recipe
 
 FOLDER = ROOT / "results" / "notebooks"
 PAPERS = ("crosr", "cssr", "vmdls", "baseline_openmax")
@@ -104,6 +105,15 @@ def evidence_file(paper: str, record: dict) -> Path:
     return FOLDER / f"{paper}-{Path(record['path']).stem}.npz"
 
 
+def has_evidence(paper: str, record: dict) -> bool:
+    """Whether there is evidence of the network that the record is of: a run made anew has the old one's name."""
+    path = evidence_file(paper, record)
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as stored:
+        return "checkpoint" in stored.files and str(stored["checkpoint"]) == record["checkpoint_sha256"][0]
+
+
 def relative(path: Path) -> str:
     """A path as the notebooks print it: below the repository, or its last folder."""
     path = Path(path).resolve()
@@ -133,12 +143,12 @@ def read(paper: str, run: str = "") -> Source:
         if record is None or (run and (ROOT / record["path"]) != Path(run).resolve()):
             continue
         path = evidence_file(paper, record)
-        if path.exists():
+        if has_evidence(paper, record):
             title = f"{paper}: record `{Path(record['path']).stem}` and `{relative(path)}`{lacking}"
             return Source(paper, title, group, None, read_evidence(path))
         command = f"python notebooks/evidence.py {paper} runs/{paper}/{run_name(record)}"
         if run:
-            raise UserError(f"{relative(path)} is not there; {command} writes it")
+            raise UserError(f"{relative(path)} is not there or of another network; {command} writes it")
         lacking += f" (a better record, `{Path(record['path']).stem}`, has no evidence yet: `{command}`)"
     if run:
         raise UserError(f"{run} is not the record of a {paper} score named {' or '.join(OWN[paper])}")
@@ -166,9 +176,10 @@ def beside(source: Source) -> list[Source]:
     same = ("table", "data", "split", "seed")
     for group in groups(source.paper):
         record = own_record(source.paper, group)
-        if record and group != source.records and all(record[key] == source.records[0][key] for key in same):
+        alike = record and shown_recipe(record) == shown_recipe(source.records[0])
+        if alike and group != source.records and all(record[key] == source.records[0][key] for key in same):
             path = evidence_file(source.paper, record)
-            if path.exists():
+            if has_evidence(source.paper, record):
                 title = f"record `{Path(record['path']).stem}`"
                 found.append(Source(source.paper, title, group, None, read_evidence(path)))
     return found
@@ -179,7 +190,8 @@ def linear_of(source: Source) -> dict | None:
     if not source.records:
         return None
     wanted = {key: source.records[0][key] for key in ("table", "data", "split", "seed")}
-    return next(iter(read_records(source.paper, method="linear-mls", **wanted)), None)
+    found = read_records(source.paper, method="linear-mls", **wanted)
+    return next((record for record in found if shown_recipe(record) == shown_recipe(source.records[0])), None)
 
 
 def by_split(methods: tuple[str, ...], paper: str = "cssr") -> dict[str, list[dict]]:
@@ -243,7 +255,8 @@ def write_for(paper: str, directory: Path, record: dict) -> None:
     """Compute and write the evidence of a record from its run."""
     import gather
 
-    write_evidence(evidence_file(paper, record), gather.OF[paper](directory), gather.LEVELS)
+    arrays = gather.OF[paper](directory) | {"checkpoint": np.array(record["checkpoint_sha256"][0])}
+    write_evidence(evidence_file(paper, record), arrays, gather.LEVELS)
     print(f"written: {relative(evidence_file(paper, record))}")
 
 
@@ -253,7 +266,7 @@ def write_missing() -> None:
         own = [record for group in groups(paper) if (record := own_record(paper, group))]
         for record in own[:1]:
             directory = ROOT / "runs" / paper / run_name(record)
-            if not evidence_file(paper, record).exists() and (directory / "scores.npz").exists():
+            if not has_evidence(paper, record) and (directory / "scores.npz").exists():
                 write_for(paper, directory, record)
 
 

@@ -27,7 +27,11 @@ def record(folder, paper, data, method, split="all", table="t"):
     path.parent.mkdir(parents=True, exist_ok=True)
     command = ["python x/main.py", f"python x/test.py --save {data}-{split} --score mls"]
     path.write_text(json.dumps({"paper": paper, "table": table, "data": data, "split": split, "seed": 0, "method": method,
-                                "metrics": {"all": {}}, "commands": command}))  # fmt: skip
+                                "metrics": {"all": {}}, "commands": command, "checkpoint_sha256": ["first"]}))  # fmt: skip
+
+
+def arrays_of(count):
+    return {"target": np.zeros(count), "checkpoint": np.array("first")}
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_the_best_record_with_evidence_is_read_and_a_better_one_named(records):
     for data in ("mnist", "cifar10"):
         record(records, "crosr", data, "crosr")
     mnist = evidence.own_record("crosr", evidence.groups("crosr")[1])
-    evidence.write_evidence(evidence.evidence_file("crosr", mnist), {"target": np.zeros(3)}, {})
+    evidence.write_evidence(evidence.evidence_file("crosr", mnist), arrays_of(3), {})
     source = evidence.read("crosr")
     assert source.own == "crosr" and "mnist" in source.title
     assert "python notebooks/evidence.py crosr runs/crosr/cifar10-all" in source.title
@@ -59,11 +63,20 @@ def test_the_best_record_with_evidence_is_read_and_a_better_one_named(records):
 def test_a_later_record_takes_over_by_itself(records):
     record(records, "crosr", "mnist", "crosr")
     (mnist,) = evidence.groups("crosr")
-    evidence.write_evidence(evidence.evidence_file("crosr", mnist[0]), {"target": np.zeros(3)}, {})
+    evidence.write_evidence(evidence.evidence_file("crosr", mnist[0]), arrays_of(3), {})
     record(records, "crosr", "cifar10", "crosr")
     cifar = evidence.groups("crosr")[0]
-    evidence.write_evidence(evidence.evidence_file("crosr", cifar[0]), {"target": np.ones(2)}, {})
+    evidence.write_evidence(evidence.evidence_file("crosr", cifar[0]), arrays_of(2), {})
     assert len(evidence.read("crosr").evidence["target"]) == 2
+
+
+def test_evidence_of_an_earlier_network_of_that_name_does_not_count(records):
+    record(records, "crosr", "mnist", "crosr")
+    record(records, "crosr", "cifar10", "crosr")
+    for group, checkpoint in zip(evidence.groups("crosr"), ("earlier", "first")):
+        arrays = {"target": np.zeros(3), "checkpoint": np.array(checkpoint)}
+        evidence.write_evidence(evidence.evidence_file("crosr", group[0]), arrays, {})
+    assert "mnist" in evidence.read("crosr").title and "no evidence yet" in evidence.read("crosr").title
 
 
 def test_without_records_and_demo_one_line_says_what_to_do(records):
