@@ -187,7 +187,7 @@ def _program_at(version: str, file: str) -> dict[str, str] | None:
 def _program(text: str) -> dict[str, str]:
     """Syntax tree of each top-level name of a Python file, without imports, docstrings and what comments can change.
 
-    Methods that only declare (abstract, or nothing but `raise NotImplementedError`) compute nothing and are left out too.
+    Methods that only declare (abstract, or nothing but an error) compute nothing and are left out too.
     Other statements of the top level stand together under `module`.
     """
     tree = ast.parse(text)
@@ -212,7 +212,7 @@ def _only_declares(statement: ast.stmt) -> bool:
         return False
     if any(ast.unparse(decorator).endswith("abstractmethod") for decorator in statement.decorator_list):
         return True
-    return ast.unparse(statement.body[-1]) == "raise NotImplementedError" and len(statement.body) <= 2
+    return isinstance(statement.body[-1], ast.Raise) and len(statement.body) <= 2
 
 
 def state(answers: Iterable[Answer], job: Job, code: Mapping[str, Iterable[str]], root: Path | None = None) -> tuple[str, str]:
