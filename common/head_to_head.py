@@ -51,9 +51,9 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
     for record in records:
         if record["method"] not in SCORES.get(record["paper"], ()):
             continue
+        recipe, family = staleness.shown_recipe(record), results.FAMILY.sub(r"\1", record["split"])
         for unknown in results.by_source(record["metrics"]):
-            family = results.FAMILY.sub(r"\1", record["split"])
-            field = Field(staleness.shown_recipe(record), record["data"], family, unknown)
+            field = Field(recipe, record["data"], family, unknown)
             methods = found.setdefault(field, {})
             methods.setdefault((record["paper"], record["method"]), {})[record["split"], record["seed"]] = record
     return {field: methods for field, methods in found.items()

@@ -127,9 +127,9 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
 
     groups: dict[tuple, list[dict]] = {}
     for record in records:
+        recipe, split = shown_recipe(record), FAMILY.sub(r"\1", record["split"])
         for source, values in by_source(record["metrics"]).items():
-            split = FAMILY.sub(r"\1", record["split"])
-            key = (shown_recipe(record), record["data"], split, source, record["method"])
+            key = (recipe, record["data"], split, source, record["method"])
             groups.setdefault(key, []).append({"values": values, "record": record})
     lines = [
         "| recipe | known | unknown | score | runs | " + " | ".join(metrics.values()) + " | train min. |",

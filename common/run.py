@@ -134,11 +134,11 @@ class Run:
 
     def _claim(self, config: dict) -> None:
         exists = self.directory.exists() and any(path.name != LOCK for path in self.directory.iterdir())
-        if exists:
-            self._lock()
         config_file = self.directory / "config.json"
         if exists and not config_file.exists():
             raise UserError(f"{self.directory} holds files but no run (no config.json): give another --run_dir or --save")
+        if exists:
+            self._lock()
         # What a dry run leaves is worth nothing, so the real command needs no flag to replace it.
         if exists and (self.args.overwrite or json.loads(config_file.read_text()).get("dry_run")):
             shutil.rmtree(self.directory)
