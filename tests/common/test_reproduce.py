@@ -108,6 +108,17 @@ def test_a_row_is_run_recorded_compared_and_verified(house):
     assert "auroc against digits-unknown: recorded" in (failed := reproduce_in(house, "verify", "fused")).stdout
     assert failed.returncode == 1
 
+    again = reproduce_in(house, "run", "digits-pcssr", "--again", "--seeds", "0,1,2")
+    assert again.returncode == 0 and again.stdout.count("trained: ") == 2, again.stderr
+    assert "digits-pcssr-first-6-s0: pcssr-fused as recorded; largest difference 0.01 (auroc" in again.stdout
+    assert "digits-pcssr-first-6-s1: pcssr-fused as recorded, to the digit" in again.stdout
+    assert "digits-pcssr-first-6-s2: no record to compare with" in again.stdout
+    record["metrics"]["digits-unknown"]["auroc"] -= 0.04
+    path.write_text(json.dumps(record))
+    again = reproduce_in(house, "run", "digits-pcssr", "--again", "--seeds", "0")
+    assert again.returncode == 2 and "differ from their records" in again.stderr and "trained: " not in again.stdout
+    assert "auroc against digits-unknown: recorded" in again.stdout and json.loads(path.read_text()) == record
+
     rows = json.loads(json.dumps(ROWS))
     rows["runs"]["digits-pcssr"]["train"] = RUN["train"].replace("epochs 3", "epochs 4")
     (house.folder / "cssr" / "rows.json").write_text(json.dumps(rows))
@@ -121,6 +132,7 @@ def test_a_row_is_run_recorded_compared_and_verified(house):
         (("run", "digits-pcsr"), "nearest: digits-pcssr"),
         (("run",), "--open"),
         (("run", "--open", "--shard", "2/2"), "--shard wants I/N"),
+        (("run", "--open", "--again"), "--again compares with records"),
         (("list", "--paper", "nobody"), "invalid choice"),
     ],
 )
@@ -251,13 +263,13 @@ def test_a_run_begun_with_other_flags_is_begun_anew_only_then(tmp_path, monkeypa
     recipe = ledger.read("cssr").recipes["digits-linear"]
     job = ledger.Job(recipe, "first-6", 0)
     monkeypatch.setattr(ledger, "ROOT", tmp_path)
-    assert not reproduce.begun_otherwise(job, {"training": []})
+    assert not reproduce.begun_otherwise(job.directory(), job, {"training": []})
     flags = staleness._flags_now("cssr", tuple(job.train[1:]))
     job.directory().mkdir(parents=True)
     (job.directory() / "meta.json").write_text(json.dumps({"code_version": "abc"}))
     for epochs, otherwise in ((flags["max_epochs"], False), (flags["max_epochs"] + 1, True)):
         (job.directory() / "config.json").write_text(json.dumps(flags | {"max_epochs": epochs, "resume": True}))
-        assert reproduce.begun_otherwise(job, {"training": []}) is otherwise
+        assert reproduce.begun_otherwise(job.directory(), job, {"training": []}) is otherwise
 
 
 def test_changed_evaluation_flags_ask_for_a_new_evaluation():
