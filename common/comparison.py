@@ -21,7 +21,9 @@ METRIC_NAMES = {
     "macro_f1_oracle": "macro-F1, best threshold", "macro_f1_argmax": "macro-F1, argmax", "oscr": "OSCR",
     "tnr95_known_positive": "TNR at 95 % TPR", "detection_accuracy": "detection acc.", "aupr_known": "AUPR known",
     "aupr_unknown": "AUPR unknown", "macro_f1_validation": "macro-F1, held-out threshold",
-    "macro_f1_unstated": "macro-F1, rule not stated",
+    "macro_f1_unstated": "macro-F1, rule not stated", "open_accuracy": "open acc.", "training_hours": "training hours",
+    "fpr95_known_positive": "FPR95, known positive", "fpr95_unknown_positive": "FPR95, unknown positive",
+    "unknown_recall_at_95_seen_precision": "unknown recall at 95 % known precision",
 }  # fmt: skip
 HONEST = "macro_f1_validation"
 # Unknown recall where 95 % of what is called known is known falls as detectors improve: deep-osr's metric, as it defines it.
@@ -113,7 +115,7 @@ def markdown(book: ledger.Ledger, table: str | None = None) -> str:
         for row in rows:
             found = compared(row, absent_data(book))
             honest = results.number(found.honest) if found.honest is not None else ""
-            metric = METRIC_NAMES.get(row.metric, row.metric)
+            metric = METRIC_NAMES[row.metric]
             published = "none" if row.published is None else results.number(row.published)
             lines.append(f"| {row.label} | {row.known} | {row.unknown} | {metric} | {published} | {row.certainty} |"
                          f" {found.ours} | {found.count or ''} | {honest} | {found.verdict} |")  # fmt: skip

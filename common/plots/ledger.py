@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.comparison import absent_data, compared
+from common.comparison import METRIC_NAMES, absent_data, compared
 from common.ledger import Ledger
 
 from .style import BLUE, FAINT, GRID, INK, ORANGE, VERMILION, new_figure, save
@@ -63,5 +63,5 @@ def _panel(axes, book: Ledger, rows) -> None:
 
 
 def _name(row) -> str:
-    metric = {"closed_accuracy": "accuracy", "auroc": "AUROC"}.get(row.metric, "macro-F1" if "f1" in row.metric else row.metric)
-    return f"{row.label}: {row.known} / {row.unknown}, {metric}"
+    data = row.known if row.unknown == "none" else f"{row.known} / {row.unknown}"
+    return f"{row.label}: {data}, {METRIC_NAMES[row.metric]}"
