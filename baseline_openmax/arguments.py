@@ -32,7 +32,7 @@ def yes_or_no(text: str) -> bool:
 def get_args_parser() -> ScriptParser:
     parser = ScriptParser(description="Train a classifier on the known classes; `test.py` turns it into open-set scores.")
     data = parser.add_argument_group("data")
-    data.add_argument("--known_dataset", default="digits", help="data set that holds the known classes")
+    data.add_argument("--known_dataset", default="digits", help="data set of the known classes; own images: folder:PATH@SIZE")
     data.add_argument("--split", default="first-6", help="known classes: a named split (cssr-a, arpl-0, first-6), all, or 0-5,8")
     data.add_argument("--image_size", type=positive_int, metavar="PIXELS",
                       help="side to which images are resized in front of the backbone; else their own")

@@ -13,9 +13,10 @@ NATURAL = ("cifar10", "cifar100", "tinyimagenet", "imagenet30", "imagenet", "cub
 
 def family(name: str) -> set[str]:
     """Canonical names of all sets made of the same images as `name`: what it is made from, what is made from that, itself."""
+    from common.datasets.own import identity
     from common.datasets.preparation import MADE_FROM
 
-    found = {name}
+    found = {identity(name)}
     while True:
         groups = [{made, *sources} for made, sources in MADE_FROM.items()]
         larger = found.union(*(group for group in groups if group & found))
@@ -33,8 +34,9 @@ def refuse_training_outliers(unknown: Iterable[str] | None, header: Mapping) -> 
         Naming the unknown set and the outlier set.
     """
     from common.datasets import resolve_name
+    from common.datasets.own import identity
 
-    used = [resolve_name(name) for name in header.get("outliers", ()) if name != SHUFFLED]
+    used = [identity(resolve_name(name)) for name in header.get("outliers", ()) if name != SHUFFLED]
     for name in unknown or ():
         if name == "rest" or name.endswith("unknown"):
             continue
@@ -53,6 +55,7 @@ def check_training_outliers(outliers: Iterable[str], data) -> None:
         Outliers and known (or unknown) data set have a common source.
     """
     from common.datasets import resolve_name
+    from common.datasets.own import identity
 
     sets = [data.dataset, *([data.split.unknown_dataset] if data.split.unknown_dataset else [])]
     for given in outliers:
@@ -60,7 +63,7 @@ def check_training_outliers(outliers: Iterable[str], data) -> None:
             continue
         name = resolve_name(given)
         for other in sets:
-            if name != other and name in family(other):
+            if name != other and identity(name) in family(other):
                 raise UserError(f"outliers {name}: they and {other} are made of the same images; outlier exposure with classes of"
                                 " the test measures nothing: choose another set, noise or shuffled")  # fmt: skip
         # Archives of ODIN and CSI hold no class names, (Tiny) ImageNet numbers such as n02084071.

@@ -20,7 +20,7 @@ def add_evaluation_arguments(parser: ScriptParser, scores: Sequence[str], defaul
     group.add_argument("--score", nargs="+", choices=scores, default=list(default),
                        help="unknown scores; the first is the run's own (scores.npz)")
     group.add_argument("--unknown", nargs="+", default=None if unknown_rule else ["rest"], metavar="SET",
-                       help="unknown sets: rest (the unknown classes of the known data set) or data set names"
+                       help="unknown sets: rest (the unknown classes of the known data set), data set names, folder:PATH"
                        + (f"; else {unknown_rule}" if unknown_rule else ""))
     group.add_argument("--batch_size", type=positive_int, default=512, help="images at a time")
     group.add_argument("--released_noise", action="store_true", help="noise sets in the float ranges of the VMDLS release")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,8 @@ def sha256(path: Path) -> str:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or run: a data set's name may be the path of a folder."""
+    return re.sub(r"[^A-Za-z0-9.+_,-]+", "-", text)

@@ -34,7 +34,7 @@ from common.arguments import ROOT
 from common.checkpoints import save_weights
 from common.devices import Devices
 from common.errors import TimeUp, UserError
-from common.files import atomic, plain, write_json
+from common.files import atomic, file_name, plain, write_json
 
 # Flags that may differ between a run and its continuation: they change where and how long it computes, not what.
 FREE_FLAGS = {
@@ -74,7 +74,7 @@ def run_directory(paper: str, args) -> Path:
     """`--run_dir`, else `runs/<paper>/<--save>`, else preset or data set and the time."""
     if args.run_dir:
         return args.run_dir
-    name = args.save or f"{getattr(args, 'preset', None) or args.known_dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = args.save or f"{getattr(args, 'preset', None) or file_name(args.known_dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
     return ROOT / "runs" / paper / name
 
 

@@ -53,7 +53,7 @@ PRESETS = {
 def get_args_parser() -> ScriptParser:
     parser = ScriptParser(description=__doc__.split("\n")[0])
     data = parser.add_argument_group("data")
-    data.add_argument("--known_dataset", default="cifar10", help="data set that holds the known classes")
+    data.add_argument("--known_dataset", default="cifar10", help="data set of the known classes; own images: folder:PATH@SIZE")
     data.add_argument("--split", default="all",
                       help="known classes: a named split (cssr-a, arpl-0, first-6), all, or 0-5,8")
     data.add_argument("--no_shuffle", action="store_true",

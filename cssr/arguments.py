@@ -51,7 +51,7 @@ def get_args_parser() -> ScriptParser:
     original.add_argument("--test_interval", type=whole_number, metavar="N",
                           help="evaluate every N epochs and at the end into hist.json, 0: never; else 1 with --ds, 0 without")
     data = parser.add_argument_group("data")
-    data.add_argument("--known_dataset", default="digits", help="data set that holds the known classes")
+    data.add_argument("--known_dataset", default="digits", help="data set of the known classes; own images: folder:PATH@SIZE")
     data.add_argument("--split", default="first-6", help="known classes: a named split (a-e, arpl-0, first-6), all, or 0-5,8")
     data.add_argument("--augment", default="none",
                       choices=("none", "shift1", "flip+shift4", "alternating-flip+shift2", "simple", "strong"),

@@ -67,7 +67,7 @@ PRESETS = {
 def get_args_parser() -> ScriptParser:
     parser = ScriptParser(description="Train VMDLS.")
     data = parser.add_argument_group("data")
-    data.add_argument("--known_dataset", default="mnist", help="data set that holds the known classes")
+    data.add_argument("--known_dataset", default="mnist", help="data set of the known classes; own images: folder:PATH@SIZE")
     data.add_argument("--class_num", type=positive_int, help="known classes K, the first ones; else 10, or --split's")
     data.add_argument("--split", help="known classes instead: a named split (cssr-a, first-6), all, or 0-5,8")
     data.add_argument("--data_transforms", choices=TRANSFORMS, default="mnist",

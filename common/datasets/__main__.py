@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from .catalogue import CATALOGUE, NAMES, data_root, missing, resolve_name
+from .catalogue import CATALOGUE, NAMES, data_root, is_own, missing, resolve_name
+from .own import class_names, part_of
 from .presence import part_path
 from .readers import fetch, load
 from .splits import find_split, format_classes, split_names
@@ -95,7 +96,7 @@ def verify_datasets(names: list[str], root: Path) -> int:
 def check_part(name: str, train: bool, root: Path) -> tuple[str, str]:
     """Return the problem of one part (empty if it is sound) and what it holds."""
     entry = CATALOGUE[name]
-    expected = entry.train if train else entry.test
+    expected = 0 if is_own(name) else entry.train if train else entry.test
     if entry.reader == "folder":
         # Too many images to decode them all here.
         count = len(open_folder(name, train, root))
@@ -130,6 +131,9 @@ def list_splits(dataset: str | None) -> int:
             unknown = format_classes(row.unknown) or "all"
             other = f" of {row.unknown_dataset}" if row.unknown_dataset else ""
             print(f"{name} {split}: known {format_classes(row.known)} | unknown {unknown}{other} | {row.source}")
+        if dataset and is_own(name) and CATALOGUE[name].classes:
+            labels = class_names(part_of(name, True))
+            print(f"{name}: classes {', '.join(f'{k} {label}' for k, label in enumerate(labels))}; lists may name them")
         if dataset:
             print(f"{name}: also all, first-K, and lists such as 0-5,8")
     return 0

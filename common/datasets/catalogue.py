@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..errors import UserError, nearest
 
+# How the name of a folder of one's own images begins (`common.datasets.own`).
+OWN = "folder:"
 MANIFEST = Path(__file__).resolve().parents[2] / "data" / "MANIFEST.json"
 
 
@@ -216,7 +218,23 @@ _ENTRIES = (
     ),
 )
 
-CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+class _Catalogue(dict):
+    """Entries by canonical name; that of an own data set is made when it is asked for."""
+
+    def __missing__(self, name: str) -> Entry:
+        if not is_own(name):
+            raise KeyError(name)
+        from .own import entry_of
+
+        return entry_of(name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of an own data set, `folder:PATH@SIZE`."""
+    return str(name).strip().startswith(OWN)
+
+
+CATALOGUE: dict[str, Entry] = _Catalogue({entry.name: entry for entry in _ENTRIES})
 NAMES: tuple[str, ...] = tuple(CATALOGUE)
 
 #: Other spellings, those of the original programs first. Capitals and underscores never matter.
@@ -263,18 +281,24 @@ _FOLDED = {alias.lower().replace("_", "-"): name for alias, name in ALIASES.item
 
 
 def fold(name: str) -> str:
-    """Return a name in lower case with hyphens, as it is compared."""
+    """Return a name in lower case with hyphens, as it is compared; paths of own data sets stay as they are."""
+    if is_own(name):
+        return str(name).strip()
     return str(name).strip().lower().replace("_", "-").replace(" ", "-")
 
 
 def resolve_name(name: str) -> str:
     """Return the canonical name of a data set from any of its spellings."""
+    if is_own(name):
+        from .own import canonical
+
+        return canonical(name)
     folded = fold(name)
     if folded in CATALOGUE:
         return folded
     if folded in _FOLDED:
         return _FOLDED[folded]
-    hint = nearest(folded, [*NAMES, *_FOLDED]) or f"; known: {', '.join(NAMES)}"
+    hint = nearest(folded, [*NAMES, *_FOLDED]) or f"; known: {', '.join(NAMES)}, and own images as {OWN}PATH@SIZE"
     raise UserError(f"unknown data set '{name}'{hint}")
 
 

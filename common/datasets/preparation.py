@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from .catalogue import REST_OF, fold, resolve_name
 from .images import Images, class_ranks, match_shape, require_classes, stratified_subset
+from .own import identity, shown_name
 from .readers import load
 from .splits import Split, find_split
 
@@ -120,6 +121,9 @@ def prepare(
     train, validation, calibration = hold_out(train_all, validation_share, calibration_share, seed)
 
     outliers = _unknown_sets(names, chosen, everything, released_noise, odin_crop, options)
+    shown = [test.name, *(part.name for part in outliers.values())]
+    if same := [name for name in shown if shown.count(name) > 1]:
+        raise UserError(f"two of the data sets are called '{same[0]}': rename one of the folders")
     if subset is not None:
         train, test = (stratified_subset(part, subset, seed) for part in (train, test))
         validation, calibration = (part and stratified_subset(part, subset, seed) for part in (validation, calibration))
@@ -152,13 +156,13 @@ def _unknown_names(dataset: str, split: Split, unknown) -> list[str]:
                 f"split '{split.name}' of {dataset} leaves no class unknown: name unknown sets with --unknown, "
                 "or train on first-K or a published split"
             )
-        if name == dataset:
+        if identity(name) == identity(dataset):
             raise UserError(
                 f"known and unknown data overlap: {dataset} is the known set; its other classes are called '{REST}'"
             )
         if dataset in MADE_FROM.get(name, ()) or name in MADE_FROM.get(dataset, ()):
             raise UserError(f"known and unknown data overlap: {name} is made from images of the classes of {dataset}")
-        if name in names:
+        if identity(name) in map(identity, names):
             raise UserError(f"unknown set '{name}' is given twice")
         names.append(name)
     return names
@@ -221,9 +225,8 @@ def _unknown_sets(names, split: Split, everything: Images, released_noise, odin_
 def _unknown_set(name, split: Split, everything: Images, released_noise, odin_crop, options) -> tuple[str, Images]:
     """Load one unknown set; labels are still its own, so that a subset can be drawn in proportion."""
     if name == REST and split.unknown_dataset is None:
-        return f"{split.dataset}-unknown", replace(
-            everything.of_classes(split.unknown), name=f"{split.dataset}-unknown"
-        )
+        key = f"{shown_name(split.dataset)}-unknown"
+        return key, replace(everything.of_classes(split.unknown), name=key)
     if name == REST:
         key = f"{split.unknown_dataset}-unknown" if split.unknown else split.unknown_dataset
         images = load(split.unknown_dataset, False, keep=split.unknown or None, **options)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .catalogue import CATALOGUE, find
 from .fine_grained import place_of
+from .own import part_of
 from .readers_folders import outlier_place, tinyimagenet_wnids
 from .streaming import locate_folder
 
@@ -43,6 +44,8 @@ def part_path(name: str, train: bool, root: Path) -> Path | None:
         return outlier_place(name, root)
     if entry.reader == "fine-grained":
         return place_of(name, train, root)
+    if entry.reader == "own":
+        return part_of(name, train)
     return locate_folder(name, train, root)
 
 

@@ -13,6 +13,7 @@ from . import noise
 from .catalogue import CATALOGUE, MANIFEST, data_root, missing, resolve_name
 from .fine_grained import read_fine_grained
 from .images import Images
+from .own import read_own
 from .presence import part_path
 from .readers_binary import read_cifar, read_digits, read_idx, read_svhn
 from .readers_folders import image_files, read_omniglot, read_outliers, read_tinyimagenet
@@ -94,6 +95,8 @@ def _read(entry, train, place, seed, released_noise, odin_crop, keep, size, shap
         return read_tinyimagenet(entry.name, train, place, keep)
     if entry.reader in ("folder", "textures"):
         return read_folder(entry.name, train, place, keep, size)
+    if entry.reader == "own":
+        return read_own(entry.name, train, keep, size)
     if entry.reader == "fine-grained":
         return read_fine_grained(entry.name, train, place, keep, size)
     readers = {

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from .catalogue import CATALOGUE, fold, resolve_name
+from .catalogue import CATALOGUE, OWN, fold, is_own, resolve_name
+from .own import class_names, part_of
 from .semantic_shift import FILES, SOURCE, semantic_shift_classes
 
 
@@ -55,7 +56,8 @@ def class_count(dataset: str) -> int:
     name = resolve_name(dataset)
     if not CATALOGUE[name].classes:
         known = ", ".join(n for n, e in CATALOGUE.items() if e.classes)
-        raise UserError(f"data set {name} has no classes and can only be unknown; known data can be: {known}")
+        own = f", {OWN}PATH@SIZE with train/CLASS/ and test/CLASS/ in it"
+        raise UserError(f"data set {name} has no classes and can only be unknown; known data can be: {known}{own}")
     return CATALOGUE[name].classes
 
 
@@ -73,8 +75,8 @@ def find_split(dataset: str, split: str | Sequence[int] = "all", root=None) -> S
         Known data set, any spelling.
     split : str or sequence of int
         A published name (`cssr-a` or `a`, `arpl-0`, `cac-0` or `neal-0`, `arpl-plus10-0`, ...), `all`, `first-6`, or
-        the known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`. Of the Semantic Shift Benchmark: `ssb-easy`, `ssb-medium`, `ssb-hard`,
-        `ssb`.
+        the known classes: `0,1,2`, `0-5,8`, `[0, 1, 2]`, of own images also by name: `oak,rose`. Of the Semantic Shift
+        Benchmark: `ssb-easy`, `ssb-medium`, `ssb-hard`, `ssb`.
     root : path, optional
         Data folder, where the lists of the Semantic Shift Benchmark lie; see `data_root`.
     """
@@ -104,7 +106,10 @@ def find_split(dataset: str, split: str | Sequence[int] = "all", root=None) -> S
         return Split(dataset, f"first-{k}", tuple(range(k)), tuple(range(k, count)), f"the first {k} classes are known")
     if re.fullmatch(r"[\d\s,-]+", split) and re.search(r"\d", split):
         return _from_list(dataset, count, parse_classes(split))
-    choices = [*published, *(n[5:] for n in published if n.startswith("cssr-")), "all", "first-K"]
+    labels = class_names(part_of(dataset, True)) if is_own(dataset) else ()
+    if labels and set(named := [word.strip() for word in split.split(",")]) <= set(labels):
+        return _from_list(dataset, count, [labels.index(word) for word in named])
+    choices = [*published, *labels, *(n[5:] for n in published if n.startswith("cssr-")), "all", "first-K"]
     shown = nearest(name, choices) or f"; known: {', '.join([*published, 'all', 'first-K', '0-5,8'])}"
     raise UserError(f"data set {dataset} has no split '{split}'{shown}")
 
