@@ -68,7 +68,12 @@ def shown_name(name: str) -> str:
 
 def identity(name: str) -> str:
     """What two names of the same images have in common: for an own data set its folder, whatever the size and the spelling."""
-    return f"{OWN}{place_of(name).resolve()}" if is_own(name) else name
+    if not is_own(name):
+        return name
+    try:
+        return f"{OWN}{place_of(name).resolve()}"
+    except UserError:  # outliers of a training on another machine
+        return f"{OWN}{parsed(name)[0]}"
 
 
 def part_of(name: str, train: bool) -> Path | None:

@@ -124,7 +124,7 @@ def test_outliers_of_the_training_are_known_by_their_folder(digits, monkeypatch)
     monkeypatch.setenv("OSR_DATA_DIR", str(digits))
     with pytest.raises(UserError, match="shown in training as outliers"):
         refuse_training_outliers([f"folder:{digits}/strange ones@8"], {"outliers": ["folder:strange ones"]})
-    refuse_training_outliers(["noise"], {"outliers": ["folder:strange ones"]})
+    refuse_training_outliers(["noise"], {"outliers": ["folder:strange ones", "folder:not on this machine"]})
     with pytest.raises(UserError, match="made of the same images"):
         check_training_outliers(["folder:Scans"], prepare("folder:Scans@1x8", "first-4", ()))
 
