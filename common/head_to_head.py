@@ -70,11 +70,12 @@ def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
         started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
         auroc = [value["auroc"] for value in values.values()]
-        cells = [results.interval_cell(value[name] for value in values.values()) for name in ("closed_accuracy", "auroc")]
+        same = [results.experiment(record) for record in runs.values()]
+        cells = [results.interval_cell((value[name] for value in values.values()), same) for name in ("closed_accuracy", "auroc")]
         cells += [difference_cell(field, runs, reference) if (paper, method) != REFERENCE else "reference"]
-        cells += [results.interval_cell(value["oscr"] for value in values.values())]
+        cells += [results.interval_cell((value["oscr"] for value in values.values()), same)]
         cells += [f"{minutes:.1f}" + (" after the reference's" if started else "")]
-        built.append(Entry(paper, method, float(np.mean(auroc)), len(runs), (backbone, str(len(runs)), *cells)))
+        built.append(Entry(paper, method, float(np.mean(auroc)), len(runs), (backbone, results.count_cell(same), *cells)))
     return sorted(built, key=lambda entry: -entry.auroc)
 
 
@@ -85,9 +86,10 @@ def difference_cell(field: Field, runs: dict, reference: dict) -> str:
     both = sorted(set(runs) & set(reference))
     if not both:
         return "–"
-    if len(both) > 1:
+    different = len({results.experiment(runs[key]) for key in both})
+    if different > 1:
         pairs = [[side[key]["metrics"][field.unknown]["auroc"] for key in both] for side in (runs, reference)]
-        found = paired_difference(*pairs)
+        found = paired_difference(*pairs, groups=[results.experiment(runs[key]) for key in both])
     else:
         (target, first), (other, second) = (images(side[both[0]], field.unknown) for side in (runs, reference))
         if not np.array_equal(target, other):
@@ -95,7 +97,7 @@ def difference_cell(field: Field, runs: dict, reference: dict) -> str:
         found = auroc_difference(target, first, second)
     half = found.high - found.estimate
     sign = "+" if found.estimate >= 0 else "−"
-    return f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if len(both) > 1 else " (images)")
+    return f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if different > 1 else " (images)")
 
 
 def images(record: dict, unknown: str) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from common.errors import UserError, nearest
 
 PAPERS = ("crosr", "cssr", "vmdls", "baseline_openmax")
 REBUILT = " (rebuilt)"
-# A rerun counts as reproduced inside its own 95 % interval or within this much of the published value.
+# A rerun counts as reproduced within this much of the published value.
 MARGIN = {"auroc": 0.01, "closed_accuracy": 0.01, "oscr": 0.01}
 OTHER_MARGIN = 0.02
 # Read in the paper or a transcription; in a later one; in a released program's pages and files; computed from those files;

@@ -110,15 +110,34 @@ def number(value: float | None, digits: int = 3) -> str:
     return text[1:] if text.startswith("0.") else text
 
 
-def interval_cell(values: Iterable[float | None]) -> str:
-    """`mean ± half-width` of the 95 % t-interval over splits or seeds; the plain number for a single value."""
+def interval_cell(values: Iterable[float | None], groups: Iterable | None = None) -> str:
+    """`mean ± half-width` of the 95 % t-interval over splits or seeds; the plain number for a single one (`groups`: repeated)."""
     from common.metrics import mean_interval
 
-    values = [v for v in values if v is not None]
-    if not values:
+    values = list(values)
+    pairs = [(value, group) for value, group in zip(values, groups or range(len(values))) if value is not None]
+    if not pairs:
         return number(None)
-    mean, low, _ = mean_interval(values)
-    return number(mean) if len(values) == 1 else f"{number(mean)} ± {number(mean - low)}"
+    mean, low, _ = mean_interval([value for value, _ in pairs], groups=[group for _, group in pairs])
+    return number(mean) if np.isnan(low) else f"{number(mean)} ± {number(mean - low)}"
+
+
+def experiment(record: Mapping) -> tuple:
+    """What a record's run was: two of one published list of splits may know the same classes, and are one experiment."""
+    from common.datasets import find_split
+
+    try:
+        split = find_split(record["data"], record["split"])
+    except UserError:  # classes of own images, or lists that are not here
+        return record["split"], record["seed"]
+    return split.known, split.unknown, split.unknown_dataset, record["seed"]
+
+
+def count_cell(groups: Iterable) -> str:
+    """Number of runs, and of different ones where a split comes twice."""
+    groups = list(groups)
+    different = len(set(groups))
+    return str(len(groups)) + (f" ({different} different)" if different < len(groups) else "")
 
 
 def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
@@ -136,10 +155,11 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
         "|---" * (6 + len(metrics)) + "|",
     ]
     for (table, data, split, source, method), members in groups.items():
-        cells = [interval_cell(m["values"].get(name) for m in members) for name in metrics]
+        same = [experiment(m["record"]) for m in members]
+        cells = [interval_cell((m["values"].get(name) for m in members), same) for name in metrics]
         minutes = np.mean([m["record"]["wall_seconds"]["train"] / 60 for m in members])
         lines.append(
-            f"| {table} | {data}, {split} | {source} | {method} | {len(members)} | {' | '.join(cells)} | {minutes:.1f} |"
+            f"| {table} | {data}, {split} | {source} | {method} | {count_cell(same)} | {' | '.join(cells)} | {minutes:.1f} |"
         )
     return "\n".join(lines)
 

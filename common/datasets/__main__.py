@@ -126,11 +126,14 @@ def images_digest(images) -> str:
 def list_splits(dataset: str | None) -> int:
     """Print every published split of one data set or of all."""
     for name in [resolve_name(dataset)] if dataset else NAMES:
+        first: dict[tuple, str] = {}
         for split in split_names(name):
             row = find_split(name, split)
+            same = first.setdefault((split.rpartition("-")[0], row.known, row.unknown, row.unknown_dataset), split)
+            again = "" if same == split else f" | the same classes as {same}"
             unknown = format_classes(row.unknown) or "all"
             other = f" of {row.unknown_dataset}" if row.unknown_dataset else ""
-            print(f"{name} {split}: known {format_classes(row.known)} | unknown {unknown}{other} | {row.source}")
+            print(f"{name} {split}: known {format_classes(row.known)} | unknown {unknown}{other} | {row.source}{again}")
         if dataset and is_own(name) and CATALOGUE[name].classes:
             labels = class_names(part_of(name, True))
             print(f"{name}: classes {', '.join(f'{k} {label}' for k, label in enumerate(labels))}; lists may name them")

@@ -82,7 +82,7 @@ def bootstrap_interval(
     return Interval(float(statistic(*arrays)), float(low), float(high))
 
 
-def mean_interval(values, level: float = 0.95) -> Interval:
+def mean_interval(values, level: float = 0.95, groups=None) -> Interval:
     r"""Mean over splits or seeds with Student's interval: \(\bar x \pm t_{n-1}\, s / \sqrt n\).
 
     Parameters
@@ -91,11 +91,15 @@ def mean_interval(values, level: float = 0.95) -> Interval:
         One value per split or seed.
     level : float, default 0.95
         Coverage.
+    groups : sequence (n,), optional
+        Values of one group are one and the same experiment (a published list of splits may hold a split twice): they
+        count in the mean as often as they come, with share w_g, but are one observation of the spread. With G groups
+        the half width is \(t_{G-1}\, s \sqrt{\sum_g w_g^2}\), s the deviation of the G values.
 
     Returns
     -------
     Interval
-        (mean, low, high); bounds are NaN for a single value, all NaN for none.
+        (mean, low, high); bounds are NaN for a single value or group, all NaN for none.
 
     Examples
     --------
@@ -108,11 +112,18 @@ def mean_interval(values, level: float = 0.95) -> Interval:
         mean = float(values[0]) if len(values) else float("nan")
         return Interval(mean, float("nan"), float("nan"))
     mean = float(values.mean())
-    half = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    share_of_variance = 1 / len(values)
+    if groups is not None:
+        _, first, sizes = np.unique([repr(group) for group in groups], return_index=True, return_counts=True)
+        share_of_variance = float(((sizes / sizes.sum()) ** 2).sum())
+        values = values[first]
+        if len(values) < 2:
+            return Interval(mean, float("nan"), float("nan"))
+    half = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) * np.sqrt(share_of_variance)
     return Interval(mean, float(mean - half), float(mean + half))
 
 
-def paired_difference(first, second, level: float = 0.95) -> Interval:
+def paired_difference(first, second, level: float = 0.95, groups=None) -> Interval:
     """Mean of first - second over the same splits or seeds, with Student's interval of the differences.
 
     Parameters
@@ -121,6 +132,8 @@ def paired_difference(first, second, level: float = 0.95) -> Interval:
         Values of two methods; entry i of both belongs to the same split and seed.
     level : float, default 0.95
         Coverage.
+    groups : sequence (n,), optional
+        As of `mean_interval`.
 
     Returns
     -------
@@ -139,7 +152,7 @@ def paired_difference(first, second, level: float = 0.95) -> Interval:
     (0.0133, -0.001, 0.0277)
     """
     first = scores(first, "first")
-    return mean_interval(first - scores(second, "second", length=len(first)), level)
+    return mean_interval(first - scores(second, "second", length=len(first)), level, groups)
 
 
 def auroc_difference(target, first, second, level: float = 0.95) -> Interval:

@@ -208,6 +208,12 @@ def test_intervals():
     assert m.mean_interval([0.3, 0.4, 0.5, 0.6, 0.7]) == pytest.approx((0.5, low, high))
     assert np.isnan(m.mean_interval([0.5])[1:]).all() and m.mean_interval([0.5]).estimate == 0.5
     assert np.isnan(m.mean_interval([])).all()
+    # One experiment that comes twice counts twice in the mean and once in the spread.
+    doubled = m.mean_interval([0.8, 0.8, 0.9, 0.7], groups=["a", "a", "b", "c"])
+    half = stats.t.ppf(0.975, 2) * 0.1 * np.sqrt(0.5**2 + 2 * 0.25**2)
+    assert doubled == pytest.approx((0.8, 0.8 - half, 0.8 + half))
+    assert m.mean_interval([0.3, 0.4], groups=[1, 2]) == pytest.approx(m.mean_interval([0.3, 0.4]))
+    assert np.isnan(m.mean_interval([0.3, 0.3], groups=[1, 1]).low)
     # Splits differ by .2, methods by .01: only the paired interval sees it.
     first, second = np.array([0.9, 0.7, 0.8]), np.array([0.89, 0.69, 0.79])
     assert m.paired_difference(first, second).low > 0 and m.mean_interval(first).low < second.mean()

@@ -199,7 +199,7 @@ def records_of(tmp_path, monkeypatch):
         (0.9, [0.905], "reproduced"),
         (0.9, [0.88], "worse by .020"),
         (0.9, [0.95], "better by .050"),
-        (0.9, [0.84, 0.94, 0.86], "reproduced"),  # inside the 95 % interval of three runs
+        (0.9, [0.84, 0.94, 0.86], "in the interval, worse by .020"),  # the 95 % interval of three runs
         (None, [0.95], "no published value"),
     ],
 )

@@ -144,3 +144,5 @@ def test_command_line_lists_splits():
     )
     assert run.returncode == 0
     assert "cssr-a: known 2-7 | unknown 0-1,8-9 |" in run.stdout and "of cifar100" in run.stdout
+    doubled = [line.split(":")[0] for line in run.stdout.splitlines() if line.endswith("the same classes as arpl-0")]
+    assert doubled == ["cifar10 arpl-1"]
