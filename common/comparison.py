@@ -145,7 +145,8 @@ def as_csv(book: ledger.Ledger) -> str:
 
 def summary(books: list[ledger.Ledger]) -> str:
     """How many rows there are and what became of them, as a Markdown table."""
-    kinds = ("reproduced", "in the interval", "better", "worse", "no published value", "not run", "data missing", "not comparable")
+    kinds = ("reproduced", "in the interval", "better", "worse", "no published value", "not run", "data missing",
+             "not comparable")  # fmt: skip
     lines = [f"| paper | rows | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
     for book in books:
         verdicts = [compared(row, absent_data(book)).verdict for row in book.rows]
@@ -177,9 +178,10 @@ rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshol
 
 HEAD_TO_HEAD = """## Head to head
 
-The methods on the same data and splits, each in its recipe of that name, best AUROC first. The difference to the maximum logit of
-plain softmax training is taken run by run: ± is half of the 95 % t-interval over runs, or, for a single run, of DeLong's interval
-over the test images ("images"), which knows nothing of the chance of training."""
+The methods on the same data and splits, each in its recipe of that name, by their difference to the maximum logit of plain
+softmax training (means of different numbers of splits cannot be ranked). It is taken run by run: ± is half of the 95 %
+t-interval over runs, or, for a single run, of DeLong's interval over the test images ("images"), which knows nothing of the chance
+of training."""
 
 
 def findings(names: list[str]) -> str:

@@ -32,12 +32,13 @@ class Field(NamedTuple):
 class Entry(NamedTuple):
     """One method in a field.
 
-    `cells` are Markdown; `auroc` is the mean that entries are sorted by; `runs` is how many were averaged.
+    `cells` are Markdown; `gain` is the AUROC minus the reference's on the runs that both have (NaN: none), which entries are
+    sorted by: means over different splits cannot be ranked. `runs` is how many were averaged.
     """
 
     paper: str
     method: str
-    auroc: float
+    gain: float
     runs: int
     cells: tuple[str, ...]
 
@@ -61,7 +62,7 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
 
 
 def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
-    """Entries of a field, best mean AUROC first."""
+    """Entries of a field, the largest gain over the reference first."""
     reference = methods[REFERENCE]
     built = []
     for (paper, method), runs in methods.items():
@@ -69,23 +70,24 @@ def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
         minutes = np.mean([record["wall_seconds"]["train"] / 60 for record in runs.values()])
         started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
-        auroc = [value["auroc"] for value in values.values()]
         same = [results.experiment(record) for record in runs.values()]
         cells = [results.interval_cell((value[name] for value in values.values()), same) for name in ("closed_accuracy", "auroc")]
-        cells += [difference_cell(field, runs, reference) if (paper, method) != REFERENCE else "reference"]
+        gain, text = difference(field, runs, reference) if (paper, method) != REFERENCE else (0.0, "reference")
+        cells += [text]
         cells += [results.interval_cell((value["oscr"] for value in values.values()), same)]
         cells += [f"{minutes:.1f}" + (" after the reference's" if started else "")]
-        built.append(Entry(paper, method, float(np.mean(auroc)), len(runs), (backbone, results.count_cell(same), *cells)))
-    return sorted(built, key=lambda entry: -entry.auroc)
+        fewer = f": {', '.join(sorted({split for split, _ in runs}))}" if len(runs) < len(reference) else ""
+        built.append(Entry(paper, method, gain, len(runs), (backbone, results.count_cell(same) + fewer, *cells)))
+    return sorted(built, key=lambda entry: (np.isnan(entry.gain), -entry.gain))
 
 
-def difference_cell(field: Field, runs: dict, reference: dict) -> str:
-    """AUROC minus the reference's on the runs that both have: Student's interval over runs, DeLong's for one run."""
+def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
+    """AUROC minus the reference's on the runs that both have, and its cell: interval over runs, or DeLong's for one run."""
     from common.metrics import auroc_difference, paired_difference
 
     both = sorted(set(runs) & set(reference))
     if not both:
-        return "–"
+        return float("nan"), "–"
     different = len({results.experiment(runs[key]) for key in both})
     if different > 1:
         pairs = [[side[key]["metrics"][field.unknown]["auroc"] for key in both] for side in (runs, reference)]
@@ -93,11 +95,12 @@ def difference_cell(field: Field, runs: dict, reference: dict) -> str:
     else:
         (target, first), (other, second) = (images(side[both[0]], field.unknown) for side in (runs, reference))
         if not np.array_equal(target, other):
-            return "–"
+            return float("nan"), "–"
         found = auroc_difference(target, first, second)
     half = found.high - found.estimate
     sign = "+" if found.estimate >= 0 else "−"
-    return f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if different > 1 else " (images)")
+    text = f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if different > 1 else " (images)")
+    return found.estimate, text
 
 
 def images(record: dict, unknown: str) -> tuple[np.ndarray, np.ndarray]:

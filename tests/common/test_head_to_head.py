@@ -37,6 +37,15 @@ def test_only_runs_that_both_have_are_paired():
     assert first.runs == 3 and any(cell.startswith("+.02") for cell in first.cells)
 
 
+def test_a_method_with_one_easy_split_is_not_ranked_by_its_mean():
+    better = [record("vmdls", "vmdls", 0.81 + 0.05 * i, f"cssr-{split}") for i, split in enumerate("ab")]
+    elsewhere = record("cssr", "rcssr-fused", 0.99, "cssr-d")
+    (field, methods), = head_to_head.fields([*both("ab")[:2], *better, elsewhere]).items()
+    assert [entry.method for entry in head_to_head.entries(field, methods)] == ["vmdls", "mls", "rcssr-fused"]
+    last = head_to_head.entries(field, methods)[-1]
+    assert last.cells[1] == "1: cssr-d" and np.isnan(last.gain)
+
+
 def test_a_field_needs_the_reference_and_another_paper():
     assert not head_to_head.fields(both()[:2]) and not head_to_head.fields(both()[2:])
     assert head_to_head.markdown(both()[:2]) == "not run"
