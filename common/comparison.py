@@ -180,8 +180,8 @@ HEAD_TO_HEAD = """## Head to head
 
 The methods on the same data and splits, each in its recipe of that name, by their difference to the maximum logit of plain
 softmax training (means of different numbers of splits cannot be ranked). It is taken run by run: ± is half of the 95 %
-t-interval over runs, or, for a single run, of DeLong's interval over the test images ("images"), which knows nothing of the chance
-of training."""
+t-interval over runs, or, for a single run, of DeLong's interval over the test images ("images"), which knows nothing of
+the chance of training."""
 
 
 def findings(names: list[str]) -> str:
