@@ -25,6 +25,8 @@ METRIC_NAMES = {
     "fpr95_known_positive": "FPR95, known positive", "fpr95_unknown_positive": "FPR95, unknown positive",
     "unknown_recall_at_95_seen_precision": "unknown recall at 95 % known precision",
 }  # fmt: skip
+# Verdicts on a published value that has a record, as they begin.
+JUDGED = ("reproduced", "in the interval", "better", "worse")
 HONEST = "macro_f1_validation"
 # Unknown recall where 95 % of what is called known is known falls as detectors improve: deep-osr's metric, as it defines it.
 SMALLER_IS_BETTER = {"fpr95_known_positive", "fpr95_unknown_positive", "training_hours", "unknown_recall_at_95_seen_precision"}
@@ -145,8 +147,7 @@ def as_csv(book: ledger.Ledger) -> str:
 
 def summary(books: list[ledger.Ledger]) -> str:
     """How many rows there are and what became of them, as a Markdown table."""
-    kinds = ("reproduced", "in the interval", "better", "worse", "no published value", "not run", "data missing",
-             "not comparable")  # fmt: skip
+    kinds = (*JUDGED, "no published value", "not run", "data missing", "not comparable")
     lines = [f"| paper | rows | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
     for book in books:
         verdicts = [compared(row, absent_data(book)).verdict for row in book.rows]
