@@ -344,16 +344,23 @@ def compared_with_records(name: str, found: list[dict], now: dict[str, dict], to
 
 def differences(recorded: dict, found: dict, tolerance: dict[str, float]) -> tuple[list[str], str]:
     """Metrics that differ by more than the tolerance, and the largest difference of any of them (empty: none)."""
-    pairs = [(recorded[source][metric], found[source][metric], metric, source) for source in recorded for metric in tolerance]
-    cells = [(abs(then - now), metric, source) for then, now, metric, source in pairs if then is not None and now is not None]
+    cells = [(_apart(values[metric], found[source][metric]), metric, source)
+             for source, values in recorded.items() for metric in tolerance]  # fmt: skip
     problems = [
-        f"{metric} against {source}: recorded {recorded[source][metric]:.4f}, now {found[source][metric]:.4f}"
-        f" (more than {tolerance[metric]:g} apart)"
+        f"{metric} against {source}: recorded {results.number(recorded[source][metric], 4)}, now"
+        f" {results.number(found[source][metric], 4)} (more than {tolerance[metric]:g} apart)"
         for difference, metric, source in cells
         if difference > tolerance[metric]
     ]
-    most, metric, source = max(cells, default=(0.0, "", ""))
+    most, metric, source = max(cells)
     return problems, f"{most:.1g} ({metric} against {source})" if most else ""
+
+
+def _apart(then: float | None, now: float | None) -> float:
+    """Difference of two values of a metric; a value that is defined on one side only is infinitely far away."""
+    if then is None or now is None:
+        return 0.0 if then is now else float("inf")
+    return abs(then - now)
 
 
 def main(argv=None) -> None:

@@ -171,6 +171,14 @@ def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
     assert reason("") == "scoring: a.py (f, RATE)"
 
 
+def test_a_metric_that_is_no_longer_defined_is_a_difference():
+    values = {"closed_accuracy": 0.9, "auroc": 0.8, "oscr": None}
+    lost = {"set": values | {"auroc": None}}
+    assert reproduce.differences({"set": values}, {"set": dict(values)}, reproduce.TOLERANCE) == ([], "")
+    (problem,), _ = reproduce.differences({"set": values}, lost, reproduce.TOLERANCE)
+    assert "auroc against set: recorded .8000, now –" in problem
+
+
 @pytest.fixture
 def records_of(tmp_path, monkeypatch):
     """Write records with given values of a metric, one a split, and return the row they answer."""
