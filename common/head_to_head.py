@@ -88,10 +88,10 @@ def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
     both = sorted(set(runs) & set(reference))
     if not both:
         return float("nan"), "–"
-    different = len({results.experiment(runs[key]) for key in both})
-    if different > 1:
+    same = [results.experiment(runs[key]) for key in both]
+    if len(set(same)) > 1:
         pairs = [[side[key]["metrics"][field.unknown]["auroc"] for key in both] for side in (runs, reference)]
-        found = paired_difference(*pairs, groups=[results.experiment(runs[key]) for key in both])
+        found = paired_difference(*pairs, groups=same)
     else:
         (target, first), (other, second) = (images(side[both[0]], field.unknown) for side in (runs, reference))
         if not np.array_equal(target, other):
@@ -99,7 +99,7 @@ def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
         found = auroc_difference(target, first, second)
     half = found.high - found.estimate
     sign = "+" if found.estimate >= 0 else "−"
-    text = f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if different > 1 else " (images)")
+    text = f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if len(set(same)) > 1 else " (images)")
     return found.estimate, text
 
 

@@ -22,7 +22,6 @@ from .readers_folders import MEMORY_LIMIT, decode, has_images, image_files, stac
 
 _NAME = re.compile(re.escape(OWN) + r"(?P<path>.+?)(?:@(?:(?P<channels>[13])x)?(?P<size>\d+))?")
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "validation")
-READER = "own"
 
 
 def parsed(name: str) -> tuple[str, int, int]:
@@ -94,7 +93,7 @@ def entry_of(name: str) -> Entry:
     """What `CATALOGUE` gives for the name of an own data set."""
     _, channels, size = parsed(name)
     train = part_of(name, True)
-    return Entry(name, READER, (channels, size), int(train is not None), 0, 0 if train is None else len(class_names(train)),
+    return Entry(name, "own", (channels, size), int(train is not None), 0, 0 if train is None else len(class_names(train)),
                  (str(place_of(name)),), "your own images")  # fmt: skip
 
 
@@ -119,8 +118,10 @@ def read_own(name: str, train: bool, keep=None, size: int | None = None) -> Imag
         raise UserError(f"data set '{name}': train/ and test/ have different classes ({', '.join(differing[:5])}); images of"
                         f" further classes make an unknown set of their own: --unknown {OWN}PATH")  # fmt: skip
     paths = image_files(part)
-    if any(path.parent == part for path in paths):
-        classes = ()  # images beside the folders: no classes
+    beside = next((path for path in paths if path.parent == part), None)
+    if beside and training:
+        raise UserError(f"data set '{name}': {beside} lies beside the class folders: put it into one of them")
+    classes = () if beside else classes  # of a tree whose images lie anywhere there are no classes
     index = {folder: label for label, folder in enumerate(classes)}
     labels = np.array([index.get(path.relative_to(part).parts[0], 0) for path in paths], dtype=np.int64)
     wanted = np.arange(len(paths)) if keep is None else np.flatnonzero(np.isin(labels, np.asarray(keep)))

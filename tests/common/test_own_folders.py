@@ -104,13 +104,15 @@ def test_an_experiment_on_own_folders(digits, monkeypatch):
         ("folder:Scans@1x8", "folder:broken", "broken.png"),
         ("folder:untested@8", (), "different classes (b)"),
         ("folder:onlytrain@8", (), "no test part"),
+        ("folder:stray@8", (), "b.png lies beside the class folders"),
     ],
 )
 def test_bad_folders_are_one_clear_line(digits, monkeypatch, known, unknown, said):
     monkeypatch.setenv("OSR_DATA_DIR", str(digits))
     frame = np.zeros((8, 8), np.uint8)
     for place in ("mixed/one/a.png", "elsewhere/Scans/a.png", "untested/train/a/a.png", "untested/train/b/a.png",
-                  "untested/test/a/a.png", "onlytrain/train/a/a.png"):  # fmt: skip
+                  "untested/test/a/a.png", "onlytrain/train/a/a.png", "stray/train/a/a.png",
+                  "stray/train/b.png", "stray/test/a/a.png"):  # fmt: skip
         write(digits / place, frame)
     (digits / "empty").mkdir(exist_ok=True)
     (digits / "broken").mkdir(exist_ok=True)
