@@ -132,7 +132,8 @@ def get_args_parser() -> ScriptParser:
                        help="start the whole network from a VMDLS run or checkpoint, the margin at M_d")
     start.add_argument("--finetune", action="store_true", help="train the heads alone first")
     start.add_argument("--finetune_lr", type=non_negative, default=1e-4, help="learning rate of that phase")
-    start.add_argument("--finetune_epochs", type=positive_int, default=20, help="its epochs; the release runs 22")
+    start.add_argument("--finetune_epochs", type=positive_int, default=20,
+                       help="its epochs; the release runs 22; as many as --max_epochs: nothing but the heads")
     ignored = parser.add_argument_group("accepted without effect")
     ignored.add_argument("--num_workers", type=int, default=8, help="images are on the device, no process loads them")
     ignored.add_argument("--offline", action="store_true", help="nothing is ever sent anywhere")
@@ -174,7 +175,6 @@ def parse_arguments(argv):
         parser.error("--weights (starts the encoder) and --checkpoint_path (the whole network) exclude each other")
     if args.finetune and not (args.weights or args.checkpoint_path):
         parser.error("--finetune needs --weights or --checkpoint_path: heads alone learn nothing on a random encoder")
-    if args.finetune and args.finetune_epochs >= args.max_epochs:
-        parser.error(f"--finetune_epochs {args.finetune_epochs} leaves the whole network none of --max_epochs"
-                     f" {args.max_epochs}")
+    if args.finetune and args.finetune_epochs > args.max_epochs:
+        parser.error(f"--finetune_epochs {args.finetune_epochs} exceeds --max_epochs {args.max_epochs}")
     return args

@@ -157,7 +157,7 @@ def main(argv=None) -> None:
         trainer.begin(epoch)
         for images, labels in run.steps(batches, epoch):
             run.add(**trainer.step(images, labels, run.step, run.step / len(batches)))
-            if args.dry_run and trainer.alone:
+            if args.dry_run and 0 < trainer.alone < args.max_epochs:
                 trainer.begin(trainer.alone)  # a step of the second phase too
                 trainer.step(images, labels, run.step, 0.0)
         trainer.end_epoch()

@@ -169,6 +169,16 @@ def test_fine_tuning_trains_the_heads_alone_for_exactly_its_epochs(tmp_path, bas
         assert header["model"]["mean"] == start_header["model"]["mean"]
 
 
+def test_nothing_but_the_heads(tmp_path, baseline):
+    """As many epochs of the heads alone as there are epochs: Gaussians over the softmax network's own features."""
+    flags = ("--weights", baseline, "--finetune", "--finetune_epochs", "1", "--finetune_lr", "0.01")
+    start, _ = load_weights(baseline, paper="baseline_openmax")
+    for directory, more in ((tmp_path / "run", ()), (tmp_path / "dry", ("--dry_run",))):
+        whole, _ = train(directory, *quick(*flags, *more, epochs=1))
+        encoder = {name: value for name, value in whole.items() if name.startswith("encoder.")}
+        assert encoder and all(torch.equal(value, start[name.replace("encoder", "backbone")]) for name, value in encoder.items())
+
+
 def test_heads_alone_leave_every_encoder_tensor(tmp_path, baseline):
     flags = quick("--weights", baseline, "--finetune", "--finetune_epochs", "1", "--finetune_lr", "0.01", epochs=2)
     args = main.parse_arguments(list(map(str, flags)))
@@ -366,7 +376,7 @@ BAD = [
     ([*DIGITS, "--enc_type", "mnist-conv", "--first_conv"], "--first_conv goes with"),
     ([*DIGITS, "--enc_type", "speednet"], "at least 9 pixels"),
     ([*DIGITS, "--finetune"], "--finetune needs --weights"),
-    ([*DIGITS, "--weights", "a", "--finetune"], "--finetune_epochs 20 leaves the whole network none"),
+    ([*DIGITS, "--weights", "a", "--finetune", "--max_epochs", "12"], "--finetune_epochs 20 exceeds --max_epochs 12"),
     ([*DIGITS, "--weights", "a", "--checkpoint_path", "b"], "exclude each other"),
     ([*DIGITS, "--weights", "no-such-run"], "baseline_openmax/main.py trains one"),
     ([*DIGITS, "--weights", "BASELINE", "--enc_type", "resnet18"], "--enc_type small takes it"),
