@@ -130,6 +130,21 @@ def markdown(book: ledger.Ledger, table: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
+def wide(book: ledger.Ledger, table: str) -> str:
+    """A Markdown table of a paper's table: rows by label, a column for each unknown set and metric, `published → ours`."""
+    rows = [row for row in book.rows if row.table == table]
+    columns = list(dict.fromkeys((row.known, row.unknown, row.metric) for row in rows))
+    known = "" if len({row.known for row in rows}) > 1 else f"; known: {rows[0].known}"
+    cells: dict[str, dict[tuple, str]] = {}
+    for row in rows:
+        ours = compared(row, absent_data(book)).ours or "not run"
+        text = ours if row.published is None else f"{results.number(row.published)} → {ours}"
+        cells.setdefault(row.label, {})[row.known, row.unknown, row.metric] = text
+    header = ["", *(f"{'' if known else f'{k} / '}{unknown}, {METRIC_NAMES[metric]}" for k, unknown, metric in columns)]
+    body = ([label, *(found.get(column, "–") for column in columns)] for label, found in cells.items())
+    return f"**{book.tables[table]}{known}**\n\n{results.table_of(header, body)}"
+
+
 def as_csv(book: ledger.Ledger) -> str:
     """All rows of a paper as comma-separated values, full precision."""
     text = io.StringIO()
@@ -174,7 +189,8 @@ in the pages or files of a released program, `recomputed` = computed from such f
 seeds (a split that a published list holds twice is one observation of it). The verdict is `reproduced` when the published value
 lies within .010 (AUROC, accuracy, OSCR) or .020 (other metrics) of ours, `in the interval` when it is farther away but inside
 the interval, which is wide where splits differ; remarks behind it name a reduced recipe, missing runs, or data that were
-rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images."""
+rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images. Every
+metric of every recorded score is in [scores/](scores/)."""
 
 
 HEAD_TO_HEAD = """## Head to head
@@ -199,8 +215,9 @@ def findings(names: list[str]) -> str:
 def filled(text: str) -> str:
     """Fill every `<!-- ledger: ... -->` block of a Markdown text.
 
-    `paper=NAME` (and `table=NAME`): that paper's rows; `summary=yes`: the counts of verdicts; `head_to_head=RECIPE` (and
-    `splits=FAMILY`): the methods beside each other; `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs.
+    `paper=NAME` (and `table=NAME`): that paper's rows, with `view=wide` the unknown sets side by side; `summary=yes`: the
+    counts of verdicts; `head_to_head=RECIPE` (and `splits=FAMILY`): the methods beside each other;
+    `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs.
     """
 
     def fill(match):
@@ -211,7 +228,8 @@ def filled(text: str) -> str:
             return f"{match[1]}{head_to_head.markdown(table=query['head_to_head'], splits=query.get('splits'))}\n{match[4]}"
         if query.get("findings"):
             return f"{match[1]}{findings(query['findings'].split(','))}\n{match[4]}"
-        return f"{match[1]}{markdown(ledger.read(query['paper']), query.get('table'))}\n{match[4]}"
+        shown = wide if query.get("view") == "wide" else markdown
+        return f"{match[1]}{shown(ledger.read(query['paper']), query.get('table'))}\n{match[4]}"
 
     return BLOCK.sub(fill, text)
 
@@ -221,7 +239,7 @@ def generated() -> dict[Path, str]:
     books = list(ledger.ledgers())
     files = {ROOT / "results" / f"{book.paper}.csv": as_csv(book) for book in books}
     files[ROOT / "results" / "README.md"] = page(books)
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
+    for path in results.pages():
         if path not in files:
             files[path] = filled(results.filled(path.read_text()))
     return files

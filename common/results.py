@@ -1,6 +1,6 @@
 """Scores on disk, the record of a run, and tables made from records alone.
 
-    python -m common.results table      # rewrite the generated tables of all README files
+    python -m common.results table      # rewrite the generated tables of all README files and results/scores/
     python -m common.results check      # exit code 1 when a README table differs from its records
 """
 
@@ -140,8 +140,8 @@ def count_cell(groups: Iterable) -> str:
     return str(len(groups)) + (f" ({different} different)" if different < len(groups) else "")
 
 
-def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
-    """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
+def grouped(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Runs of one method by (recipe, known data, splits, unknown set, score): their metrics and records."""
     from common.staleness import shown_recipe
 
     groups: dict[tuple, list[dict]] = {}
@@ -150,33 +150,79 @@ def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> s
         for source, values in by_source(record["metrics"]).items():
             key = (recipe, record["data"], split, source, record["method"])
             groups.setdefault(key, []).append({"values": values, "record": record})
-    lines = [
-        "| recipe | known | unknown | score | runs | " + " | ".join(metrics.values()) + " | train min. |",
-        "|---" * (6 + len(metrics)) + "|",
-    ]
-    for (table, data, split, source, method), members in groups.items():
-        same = [experiment(m["record"]) for m in members]
-        cells = [interval_cell((m["values"].get(name) for m in members), same) for name in metrics]
-        minutes = np.mean([m["record"]["wall_seconds"]["train"] / 60 for m in members])
-        lines.append(
-            f"| {table} | {data}, {split} | {source} | {method} | {count_cell(same)} | {' | '.join(cells)} | {minutes:.1f} |"
-        )
-    return "\n".join(lines)
+    return groups
+
+
+def runs_and_cells(members: list[dict], metrics: Iterable[str]) -> list[str]:
+    """Number of runs, then mean ± interval of each metric."""
+    same = [experiment(m["record"]) for m in members]
+    return [count_cell(same), *(interval_cell((m["values"].get(name) for m in members), same) for name in metrics)]
+
+
+def train_minutes(members: list[dict]) -> str:
+    return f"{np.mean([m['record']['wall_seconds']['train'] / 60 for m in members]):.1f}"
+
+
+def table_of(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    header = list(header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, *rows]).replace("\n", "\n" + "|---" * len(header) + "|\n", 1)
+
+
+def markdown_table(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
+    """Markdown rows (table, known, unknown, method; mean ± 95 % interval over splits and seeds) of records."""
+    rows = ([table, f"{data}, {split}", source, method, *runs_and_cells(members, metrics), train_minutes(members)]
+            for (table, data, split, source, method), members in grouped(records).items())  # fmt: skip
+    return table_of(["recipe", "known", "unknown", "score", "runs", *metrics.values(), "train min."], rows)
+
+
+def wide_tables(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
+    """A Markdown table for each recipe and known data: AUROC on every unknown set, or all metrics where there is one set."""
+    fields: dict[tuple, dict[str, dict[str, list[dict]]]] = {}
+    for (table, data, split, source, method), members in grouped(records).items():
+        fields.setdefault((table, data, split), {}).setdefault(method, {})[source] = members
+    parts = []
+    for (table, data, split), methods in fields.items():
+        sources = list(dict.fromkeys(source for found in methods.values() for source in found))
+        if len(sources) == 1:
+            title, columns = f"unknown: {sources[0]}", [*metrics.values(), "train min."]
+        else:
+            title, columns = "AUROC by unknown set", ["closed acc.", *sources]
+        rows = []
+        for method, found in methods.items():
+            members = next(iter(found.values()))
+            if len(sources) == 1:
+                rows.append([method, *runs_and_cells(members, metrics), train_minutes(members)])
+            else:
+                aurocs = (runs_and_cells(found[s], ["auroc"])[1] if s in found else "–" for s in sources)
+                rows.append([method, *runs_and_cells(members, ["closed_accuracy"]), *aurocs])
+        caption = f"**known: {data}, {split}; {title}; recipe {table}**"
+        parts.append(f"{caption}\n\n{table_of(['score', 'runs', *columns], rows)}")
+    return "\n\n".join(parts)
 
 
 BLOCK = re.compile(r"(<!-- records:(?P<query>[^>]*?) -->\n)(?P<body>.*?)(<!-- end records -->)", re.S)
 
 
 def filled(text: str) -> str:
-    """Fill every `<!-- records: paper=... key=value -->` block of a markdown text from the records."""
+    """Fill every `<!-- records: paper=... key=value -->` block of a markdown text from the records.
+
+    `view=wide`: a table for each recipe and known data, unknown sets side by side; else one table of all scores and metrics.
+    """
 
     def fill(match):
         query = dict(pair.split("=", 1) for pair in match["query"].split())
+        table = wide_tables if query.pop("view", None) == "wide" else markdown_table
         records = read_records(query.pop("paper", None), **query)
-        body = markdown_table(records) if records else "not run"
+        body = table(records) if records else "not run"
         return f"{match[1]}{body}\n{match[4]}"
 
     return BLOCK.sub(fill, text)
+
+
+def pages() -> list[Path]:
+    """The Markdown files that have generated blocks."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("results/scores/*.md"))]
 
 
 def get_args_parser() -> ScriptParser:
@@ -188,7 +234,7 @@ def get_args_parser() -> ScriptParser:
 def main(argv=None) -> None:
     args = get_args_parser().parse_args(argv)
     differing = []
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
+    for path in pages():
         text = path.read_text()
         if filled(text) != text:
             differing.append(str(path.relative_to(ROOT)))

@@ -83,6 +83,21 @@ def test_table_shows_mean_and_interval():
     assert cells == ["t", "d, cssr", "rest", "mls", "2", ".900 ± .000", ".850 ± .635", ".500 ± .000", ".800 ± .000", "–", "1.0"]
 
 
+def test_wide_tables_put_unknown_sets_side_by_side():
+    values = make_record(0.7, "all")["metrics"]["rest"]
+    two = [make_record(0.7, "all", seed=seed, metrics={"near": values | {"auroc": near}, "far": values | {"auroc": 0.95}})
+           for seed, near in ((0, 0.7), (1, 0.9))]  # fmt: skip
+    one = make_record(0.8, "cssr-a")
+    partial = make_record(0.6, "all", method="msp", metrics={"far": values | {"auroc": 0.6}})
+    first, second = results.wide_tables([one, *two, partial]).split("\n\n**")
+    assert first.splitlines()[0] == "**known: d, cssr; unknown: rest; recipe t**"
+    assert first.splitlines()[-1] == "| mls | 1 | .900 | .800 | .500 | .800 | – | 1.0 |"
+    assert second.splitlines()[2:] == [
+        "| score | runs | closed acc. | near | far |", "|---|---|---|---|---|",
+        "| mls | 2 | .900 ± .000 | .800 ± 1.271 | .950 ± .000 |", "| msp | 1 | .900 | – | .600 |",
+    ]  # fmt: skip
+
+
 def test_blocks_are_filled_from_records_only(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RECORDS", tmp_path)
     monkeypatch.setattr(results, "ROOT", tmp_path)
@@ -90,7 +105,9 @@ def test_blocks_are_filled_from_records_only(tmp_path, monkeypatch):
     assert "not run" in results.filled(text) and ".999" not in results.filled(text)
     results.write_record(tmp_path / "p" / "x.json", make_record(0.8, "cssr-a"), scores())
     filled = results.filled(text)
-    assert ".800" in filled and filled.startswith("before\n") and filled.endswith("after\n")
+    assert ".800" in filled and "| recipe |" in filled
+    assert "; recipe t**" in results.filled(text.replace(" -->", " view=wide -->", 1))
+    assert filled.startswith("before\n") and filled.endswith("after\n")
     assert results.filled(filled) == filled
 
 

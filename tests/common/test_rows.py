@@ -127,6 +127,21 @@ def test_verdicts_know_which_way_is_better(metric, mean, said):
     assert comparison.judged(row, mean, None) == said
 
 
+def test_wide_tables_have_published_and_ours_side_by_side():
+    book = next(book for book in BOOKS if book.paper == "cssr")
+    table = next(iter(book.tables))
+    rows = [row for row in book.rows if row.table == table]
+    title, _, header, _, *body = comparison.wide(book, table).splitlines()
+    assert title.startswith(f"**{book.tables[table]}") and len(body) == len({row.label for row in rows})
+    columns = {(row.known, row.unknown, row.metric) for row in rows}
+    assert {line.count(" | ") for line in (header, *body)} == {len(columns)}
+    published = next(row for row in rows if row.published is not None)
+    line = next(line for line in body if line.startswith(f"| {published.label} |"))
+    assert f" {results.number(published.published)} → " in line
+    block = f"<!-- ledger: paper=cssr table={table} view=wide -->\nold\n<!-- end ledger -->\n"
+    assert comparison.wide(book, table) in comparison.filled(block)
+
+
 def test_records_with_earlier_flags_stand_apart():
     found = next(r for r in results.read_records("baseline_openmax", table="digits", method="mls", seed=0))
     assert staleness.shown_recipe(found) == "digits"
