@@ -182,7 +182,8 @@ def wide_tables(records: list[dict], metrics: Mapping[str, str] = SHOWN) -> str:
     for (table, data, split, source, method), members in grouped(records).items():
         fields.setdefault((table, data, split), {}).setdefault(method, {})[source] = members
     parts = []
-    for (table, data, split), methods in fields.items():
+    # The embedded data, which everybody can run in seconds, say least: they come last.
+    for (table, data, split), methods in sorted(fields.items(), key=lambda item: item[0][1] == "digits"):
         sources = list(dict.fromkeys(source for found in methods.values() for source in found))
         if len(sources) == 1:
             title, columns = f"unknown: {sources[0]}", [*metrics.values(), "train min."]
