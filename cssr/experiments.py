@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.arguments import ScriptParser, run_script
 from common.datasets import CATALOGUE, class_count, find_split, resolve_name, split_names
 from common.errors import UserError
 from cssr.configuration import FOLDER, locate, read_json
@@ -192,8 +193,10 @@ def is_rest(found: Experiment) -> bool:
     return found.unknown == (rest,)
 
 
-def main() -> None:
+def main(argv=None) -> None:
     """Write `exps/`, and delete files that the table does not list."""
+    about = "Write exps/ from the table in this file; files there that it does not list are removed."
+    ScriptParser(description=about).parse_args(argv)
     folder = FOLDER / "exps"
     wanted = {folder / name: text_of(content) for name, content in table().items()}
     for stale in set(folder.glob("*/*.json")) - wanted.keys():
@@ -205,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
