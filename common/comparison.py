@@ -212,12 +212,38 @@ def findings(names: list[str]) -> str:
     return "\n".join(lines)
 
 
+# The score that a checkpoint's row shows: the method's own, the largest logit for plain training.
+OWN_SCORE = ("mls", "fused", "crosr", "vmdls")
+
+
+def weights() -> str:
+    """The committed checkpoints, with what their records hold for the method's own score, as a Markdown table."""
+    from common.checkpoints import read_manifest
+
+    records = {(record["paper"], Path(record["path"]).stem): record for record in results.read_records()}
+    rows = []
+    for name, entry in read_manifest().items():
+        found = [records[entry["paper"], stem] for stem in entry["expected"] if (entry["paper"], stem) in records]
+        plain = entry["paper"] == "baseline_openmax" or "-linear-" in name
+        own = [r for r in found if re.search(OWN_SCORE[0] + "$" if plain else "|".join(OWN_SCORE[1:]), r["method"])]
+        size = f"{sum(file['size'] for file in entry['files']) / 1e6:.1f}"
+        if own:
+            record = min(own, key=lambda record: len(record["method"]))
+            by_set = results.by_source(record["metrics"])
+            accuracy = results.number(next(iter(by_set.values()))["closed_accuracy"])
+            aurocs = ", ".join(f"{source} {results.number(values['auroc'])}" for source, values in by_set.items())
+            rows.append([f"`{name}`", size, f"{record['data']}, {record['split']}", accuracy, f"{record['method']}: {aurocs}"])
+        else:
+            rows.append([f"`{name}`", size, "an auto-encoder", "–", "–"])
+    return results.table_of(["name", "MB", "known", "closed acc.", "AUROC"], rows)
+
+
 def filled(text: str) -> str:
     """Fill every `<!-- ledger: ... -->` block of a Markdown text.
 
     `paper=NAME` (and `table=NAME`): that paper's rows, with `view=wide` the unknown sets side by side; `summary=yes`: the
     counts of verdicts; `head_to_head=RECIPE` (and `splits=FAMILY`): the methods beside each other;
-    `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs.
+    `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs; `checkpoints=yes`: the committed weights.
     """
 
     def fill(match):
@@ -226,6 +252,8 @@ def filled(text: str) -> str:
             return f"{match[1]}{summary(list(ledger.ledgers()))}\n{match[4]}"
         if query.get("head_to_head"):
             return f"{match[1]}{head_to_head.markdown(table=query['head_to_head'], splits=query.get('splits'))}\n{match[4]}"
+        if query.get("checkpoints"):
+            return f"{match[1]}{weights()}\n{match[4]}"
         if query.get("findings"):
             return f"{match[1]}{findings(query['findings'].split(','))}\n{match[4]}"
         shown = wide if query.get("view") == "wide" else markdown

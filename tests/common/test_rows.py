@@ -8,6 +8,7 @@ import torch
 
 from common import comparison, ledger, results, staleness
 from common.arguments import ROOT, parse
+from common.checkpoints import read_manifest
 from common.datasets import find_split, resolve_name
 from common.metrics import METRICS
 from common.openmax_flags import openmax_settings, record_method
@@ -140,6 +141,17 @@ def test_wide_tables_have_published_and_ours_side_by_side():
     assert f" {results.number(published.published)} → " in line
     block = f"<!-- ledger: paper=cssr table={table} view=wide -->\nold\n<!-- end ledger -->\n"
     assert comparison.wide(book, table) in comparison.filled(block)
+
+
+def test_the_table_of_weights_shows_what_the_manifest_expects():
+    rows = dict(line.strip("| ").split(" | ", 1) for line in comparison.weights().splitlines()[2:])
+    manifest = read_manifest()
+    assert rows.keys() == {f"`{name}`" for name in manifest}
+    for name, entry in manifest.items():
+        numbers = {results.number(v["closed_accuracy"]) for sets in entry["expected"].values() for v in sets.values()}
+        *_, accuracy, aurocs = rows[f"`{name}`"].split(" | ")
+        assert accuracy in (numbers or {"–"}) and (aurocs != "–") == bool(numbers)
+    assert "mls: " in rows["`baseline-cifar10-10-speednet`"]
 
 
 def test_records_with_earlier_flags_stand_apart():
