@@ -115,13 +115,19 @@ def images(record: dict, unknown: str) -> tuple[np.ndarray, np.ndarray]:
     return np.sign(arrays["target"][order]), arrays["unknown_score"][order].astype(np.float64)
 
 
+def weight(item: tuple[Field, dict]) -> tuple:
+    """Order of a field and its methods: those with more papers, then with more runs of the reference, come first."""
+    field, methods = item
+    return -len({paper for paper, _ in methods}), -len(methods[REFERENCE]), field
+
+
 def markdown(records: Sequence[dict] | None = None, table: str | None = None, splits: str | None = None) -> str:
-    """Markdown tables of all fields, those with most papers first; `table` and `splits` keep one recipe or family."""
+    """Markdown tables of all fields, those with most papers and runs first; `table` and `splits` keep one recipe or family."""
     found = fields(results.read_records() if records is None else records)
     chosen = {field: methods for field, methods in found.items()
               if table in (None, field.table.removesuffix(staleness.EARLIER)) and splits in (None, field.splits)}  # fmt: skip
     parts = []
-    for field, methods in sorted(chosen.items(), key=lambda item: (-len({paper for paper, _ in item[1]}), item[0])):
+    for field, methods in sorted(chosen.items(), key=weight):
         lines = [f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**", "",
                  "| method | score | backbone | runs | closed acc. | AUROC | minus MLS of plain training | OSCR | train min. |",
                  "|---" * 9 + "|"]  # fmt: skip
