@@ -110,7 +110,9 @@ def cost(folder: Path | None = None) -> dict[str, list[dict]]:
     """
     groups: dict[str, list] = {}
     for paper, method, metrics, meta in metrics_of(folder):
-        name = paper if folder else f"{method}, {meta['data']}"
+        # VMDLS's control, whose encoder stays that of the softmax net, is no shorter training of the same thing.
+        control = " (heads alone)" if str(meta.get("table")).endswith("-heads") else ""
+        name = paper if folder else f"{method}, {meta['data']}{control}"
         left_out = set(by_source(metrics)) == {f"{meta.get('data')}-unknown"}
         if folder is None and not (left_out and is_one_of(method, CHOSEN[paper] if paper == "cssr" else CHOSEN[paper][:1])):
             continue
