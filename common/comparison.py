@@ -117,16 +117,16 @@ def markdown(book: ledger.Ledger, table: str | None = None) -> str:
         rows = [row for row in book.rows if row.table == name]
         if table not in (None, name) or not rows:
             continue
-        lines = [f"**{title}**", "", "| row | known | unknown | metric | published | read in | ours | runs |"
-                 " held-out macro-F1 | verdict |", "|---" * 10 + "|"]  # fmt: skip
+        cells = []
         for row in rows:
             found = compared(row, absent_data(book))
             honest = results.number(found.honest) if found.honest is not None else ""
             metric = METRIC_NAMES[row.metric]
             published = "none" if row.published is None else results.number(row.published)
-            lines.append(f"| {row.label} | {row.known} | {row.unknown} | {metric} | {published} | {row.certainty} |"
-                         f" {found.ours} | {found.count or ''} | {honest} | {found.verdict} |")  # fmt: skip
-        parts.append("\n".join(lines))
+            cells.append([row.label, row.known, row.unknown, metric, published, row.certainty, found.ours,
+                          str(found.count or ""), honest, found.verdict])  # fmt: skip
+        header = ["row", "known", "unknown", "metric", "published", "read in", "ours", "runs", "held-out macro-F1", "verdict"]
+        parts.append(f"**{title}**\n\n{results.table_of(header, cells)}")
     return "\n\n".join(parts)
 
 
@@ -163,12 +163,12 @@ def as_csv(book: ledger.Ledger) -> str:
 def summary(books: list[ledger.Ledger]) -> str:
     """How many rows there are and what became of them, as a Markdown table."""
     kinds = (*JUDGED, "no published value", "not run", "data missing", "not comparable")
-    lines = [f"| paper | rows | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
+    rows = []
     for book in books:
         verdicts = [compared(row, absent_data(book)).verdict for row in book.rows]
         counts = [sum(verdict.startswith(kind) for verdict in verdicts) for kind in kinds]
-        lines.append(f"| {book.paper} | {len(book.rows)} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
+        rows.append([book.paper, str(len(book.rows)), *map(str, counts)])
+    return results.table_of(["paper", "rows", *kinds], rows)
 
 
 def page(books: list[ledger.Ledger]) -> str:
@@ -212,23 +212,17 @@ def findings(names: list[str]) -> str:
     return "\n".join(lines)
 
 
-# The score that a checkpoint's row shows: the method's own, the largest logit for plain training.
-OWN_SCORE = ("mls", "fused", "crosr", "vmdls")
-
-
 def weights() -> str:
-    """The committed checkpoints, with what their records hold for the method's own score, as a Markdown table."""
+    """The committed checkpoints, with what their records hold for the first score of the head to head, as a Markdown table."""
     from common.checkpoints import read_manifest
 
     records = {(record["paper"], Path(record["path"]).stem): record for record in results.read_records()}
     rows = []
     for name, entry in read_manifest().items():
         found = [records[entry["paper"], stem] for stem in entry["expected"] if (entry["paper"], stem) in records]
-        plain = entry["paper"] == "baseline_openmax" or "-linear-" in name
-        own = [r for r in found if re.search(OWN_SCORE[0] + "$" if plain else "|".join(OWN_SCORE[1:]), r["method"])]
+        record = next((r for method in head_to_head.SCORES[entry["paper"]] for r in found if r["method"] == method), None)
         size = f"{sum(file['size'] for file in entry['files']) / 1e6:.1f}"
-        if own:
-            record = min(own, key=lambda record: len(record["method"]))
+        if record:
             by_set = results.by_source(record["metrics"])
             accuracy = results.number(next(iter(by_set.values()))["closed_accuracy"])
             aurocs = ", ".join(f"{source} {results.number(values['auroc'])}" for source, values in by_set.items())

@@ -128,9 +128,9 @@ def markdown(records: Sequence[dict] | None = None, table: str | None = None, sp
               if table in (None, field.table.removesuffix(staleness.EARLIER)) and splits in (None, field.splits)}  # fmt: skip
     parts = []
     for field, methods in sorted(chosen.items(), key=weight):
-        lines = [f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**", "",
-                 "| method | score | backbone | runs | closed acc. | AUROC | minus MLS of plain training | OSCR | train min. |",
-                 "|---" * 9 + "|"]  # fmt: skip
-        lines += [f"| {entry.paper} | {entry.method} | {' | '.join(entry.cells)} |" for entry in entries(field, methods)]
-        parts.append("\n".join(lines))
+        header = ["method", "score", "backbone", "runs", "closed acc.", "AUROC", "minus MLS of plain training", "OSCR",
+                  "train min."]  # fmt: skip
+        rows = ([entry.paper, entry.method, *entry.cells] for entry in entries(field, methods))
+        caption = f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**"
+        parts.append(f"{caption}\n\n{results.table_of(header, rows)}")
     return "\n\n".join(parts) or "not run"
