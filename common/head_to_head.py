@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from common import results, staleness
+from common import ledger, results, staleness
 from common.arguments import ROOT
 
 REFERENCE = ("baseline_openmax", "mls")
+COSTS = ROOT / "results" / "benchmarks"  # methods-RECIPE.json of benchmarks/methods.py
 # The score each paper stands for, and those of plain softmax training that it is compared with.
 SCORES = {
     "baseline_openmax": ("mls", "msp", "openmax-tail20", "openmax-tail100"),
@@ -63,11 +65,10 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
 
 def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
     """Entries of a field, the largest gain over the reference first."""
-    reference = methods[REFERENCE]
+    reference, prices = methods[REFERENCE], costs(field)
     built = []
     for (paper, method), runs in methods.items():
         values = {key: record["metrics"][field.unknown] for key, record in runs.items()}
-        minutes = np.mean([record["wall_seconds"]["train"] / 60 for record in runs.values()])
         started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
         same = [results.experiment(record) for record in runs.values()]
@@ -75,10 +76,24 @@ def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
         gain, text = difference(field, runs, reference) if (paper, method) != REFERENCE else (0.0, "reference")
         cells += [text]
         cells += [results.interval_cell((value["oscr"] for value in values.values()), same)]
-        cells += [f"{minutes:.1f}" + (" after the reference's" if started else "")]
+        cells += [", ".join(sorted({record["precision"] for record in runs.values()}))]
+        price = prices.get((paper, method))
+        cells += [results.number(price) if price is None else f"{'1 + ' if started else ''}{price:.1f}"]
         fewer = f": {', '.join(sorted({split for split, _ in runs}))}" if len(runs) < len(reference) else ""
         built.append(Entry(paper, method, gain, len(runs), (backbone, results.count_cell(same) + fewer, *cells)))
     return sorted(built, key=lambda entry: (np.isnan(entry.gain), -entry.gain))
+
+
+def costs(field: Field) -> dict[tuple[str, str], float]:
+    """Training cost of each (paper, method) beside plain softmax training, where `benchmarks/methods.py` measured it."""
+    path = COSTS / f"methods-{field.table}.json"
+    if not path.exists():
+        return {}
+    measured = json.loads(path.read_text())["runs"]
+    answers = [answer for book in ledger.ledgers() for row in book.rows for answer in row.answers]
+    return {(answer.recipe.paper, answer.method): measured[answer.recipe.id]["cost"] for answer in answers
+            if answer.recipe.id in measured and field.data == answer.recipe.data[0]
+            and field.splits == results.FAMILY.sub(r"\1", answer.recipe.splits[0])}  # fmt: skip
 
 
 def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
@@ -129,7 +144,7 @@ def markdown(records: Sequence[dict] | None = None, table: str | None = None, sp
     parts = []
     for field, methods in sorted(chosen.items(), key=weight):
         header = ["method", "score", "backbone", "runs", "closed acc.", "AUROC", "minus MLS of plain training", "OSCR",
-                  "train min."]  # fmt: skip
+                  "arithmetic", "cost"]  # fmt: skip
         rows = ([entry.paper, entry.method, *entry.cells] for entry in entries(field, methods))
         caption = f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**"
         parts.append(f"{caption}\n\n{results.table_of(header, rows)}")

@@ -1,5 +1,7 @@
 """The table of methods on the same runs: grouping, pairing, order, and the interval of a single run."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ METRICS = {"closed_accuracy": 0.9, "oscr": 0.8}
 def record(paper, method, auroc, split="cssr-a", seed=0, **changed):
     metrics = {"cifar10-unknown": METRICS | {"auroc": auroc}}
     return {"paper": paper, "method": method, "table": "any", "data": "cifar10", "split": split, "seed": seed,
-            "backbone": "speednet", "metrics": metrics, "wall_seconds": {"train": 60.0}, "flags": {}} | changed  # fmt: skip
+            "backbone": "speednet", "metrics": metrics, "precision": "fp32", "flags": {}} | changed  # fmt: skip
 
 
 def both(splits="ab", gain=0.02):
@@ -57,10 +59,20 @@ def test_methods_outside_the_headline_do_not_enter():
     assert not head_to_head.fields([*both()[:2], record("cssr", "pcssr-s1", 0.9)])
 
 
-def test_weights_of_another_run_are_said():
-    runs = [*both("a"), record("vmdls", "vmdls", 0.85, "cssr-b", flags={"weights": "baseline"})]
-    lines = head_to_head.markdown([r for r in runs if r["paper"] != "cssr"]).splitlines()
-    assert any(line.startswith("| vmdls") and "1.0 after the reference's |" in line and "| – |" in line for line in lines)
+def test_costs_come_from_the_benchmark_and_weights_of_another_run_are_said(tmp_path, monkeypatch):
+    runs = [*both("ab"), record("vmdls", "vmdls", 0.85, "cssr-c", flags={"weights": "baseline"}, precision="bf16"),
+            record("vmdls", "vmdls", 0.85, "cssr-d", flags={"weights": "baseline"})]  # fmt: skip
+    runs = [run | {"table": "laptop"} for run in runs]
+    monkeypatch.setattr(head_to_head, "COSTS", tmp_path)
+    monkeypatch.setattr(head_to_head.staleness, "shown_recipe", lambda entry: entry["table"])
+    lines = head_to_head.markdown(runs).splitlines()
+    assert [line.endswith("| fp32 | – |") for line in lines[4:6]] == [True, True]
+    measured = {"laptop-cifar10-softmax": 1.0, "laptop-cifar10-vmdls": 0.94, "laptop-cifar10-10-pcssr": 9.0}
+    costs = {"runs": {name: {"cost": cost} for name, cost in measured.items()}}
+    (tmp_path / "methods-laptop.json").write_text(json.dumps(costs))
+    pcssr, reference, vmdls = head_to_head.markdown(runs).splitlines()[4:]
+    assert vmdls.endswith("| bf16, fp32 | 1 + 0.9 |") and "| – |" in vmdls
+    assert reference.endswith("| fp32 | 1.0 |") and pcssr.endswith("| fp32 | – |")  # measured with ten classes only
 
 
 def scores(directory, name, unknown_score):
