@@ -204,12 +204,10 @@ the chance of training."""
 def findings(names: list[str]) -> str:
     """Statements of `results/findings/PAPER/NAME.json`, with what each run found and its verdict, as a Markdown table."""
     files = [json.loads((ROOT / "results" / "findings" / f"{name}.json").read_text()) for name in names]
-    lines = [f"| | statement | published | {' | '.join(file['title'] for file in files)} |", "|---" * (3 + len(files)) + "|"]
-    for rows in zip(*(file["findings"] for file in files)):
-        first = rows[0]
-        cells = [first["name"], first["statement"], first["published"], *(f"**{row['verdict']}**: {row['ours']}" for row in rows)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = ([*(rows[0][key] for key in ("name", "statement", "published")),
+              *(f"**{row['verdict']}**: {row['ours']}" for row in rows)]
+             for rows in zip(*(file["findings"] for file in files)))  # fmt: skip
+    return results.table_of(["", "statement", "published", *(file["title"] for file in files)], cells)
 
 
 def weights() -> str:
