@@ -198,7 +198,8 @@ HEAD_TO_HEAD = """## Head to head
 The methods on the same data and splits, each in its recipe of that name, by their difference to the maximum logit of plain
 softmax training (means of different numbers of splits cannot be ranked). It is taken run by run: ± is half of the 95 %
 t-interval over runs, or, for a single run, of DeLong's interval over the test images ("images"), which knows nothing of
-the chance of training."""
+the chance of training. *Arithmetic*: bf16 where the CPU has it. *Cost*: a training's wall time over that of plain softmax training,
+measured in one run by `benchmarks/methods.py`; `1 +`: after the reference's training; –: not measured."""
 
 
 def findings(names: list[str]) -> str:
