@@ -198,8 +198,8 @@ HEAD_TO_HEAD = """## Head to head
 The methods on the same data and splits, each in its recipe of that name, by their difference to the maximum logit of plain
 softmax training (means of different numbers of splits cannot be ranked). It is taken run by run: ± is half of the 95 %
 t-interval over runs, or, for a single run, of DeLong's interval over the test images ("images"), which knows nothing of
-the chance of training. *Arithmetic*: bf16 where the CPU has it. *Cost*: a training's wall time over that of plain softmax training,
-measured in one run by `benchmarks/methods.py`; `1 +`: after the reference's training; –: not measured."""
+the chance of training. *Arithmetic*: bf16 where the CPU has it. *Cost*: a training's wall time over that of plain softmax
+training, measured in one run by `benchmarks/methods.py`; `1 +`: after the reference's training; –: not measured."""
 
 
 def findings(names: list[str]) -> str:
@@ -235,8 +235,9 @@ def filled(text: str) -> str:
     """Fill every `<!-- ledger: ... -->` block of a Markdown text.
 
     `paper=NAME` (and `table=NAME`): that paper's rows, with `view=wide` the unknown sets side by side; `summary=yes`: the
-    counts of verdicts; `head_to_head=RECIPE` (and `splits=FAMILY`): the methods beside each other;
-    `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs; `checkpoints=yes`: the committed weights.
+    counts of verdicts; `head_to_head=RECIPE` (and `splits=FAMILY`): the methods beside each other; `overview=RECIPE`: their
+    differences in one table; `findings=PAPER/NAME,PAPER/NAME`: statements checked on runs; `checkpoints=yes`: the
+    committed weights.
     """
 
     def fill(match):
@@ -245,6 +246,8 @@ def filled(text: str) -> str:
             return f"{match[1]}{summary(list(ledger.ledgers()))}\n{match[4]}"
         if query.get("head_to_head"):
             return f"{match[1]}{head_to_head.markdown(table=query['head_to_head'], splits=query.get('splits'))}\n{match[4]}"
+        if query.get("overview"):
+            return f"{match[1]}{head_to_head.overview(query['overview'])}\n{match[4]}"
         if query.get("checkpoints"):
             return f"{match[1]}{weights()}\n{match[4]}"
         if query.get("findings"):

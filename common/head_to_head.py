@@ -35,12 +35,13 @@ class Entry(NamedTuple):
     """One method in a field.
 
     `cells` are Markdown; `gain` is the AUROC minus the reference's on the runs that both have (NaN: none), which entries are
-    sorted by: means over different splits cannot be ranked. `runs` is how many were averaged.
+    sorted by: means over different splits cannot be ranked; `half` is half of its interval. `runs` is how many were averaged.
     """
 
     paper: str
     method: str
     gain: float
+    half: float
     runs: int
     cells: tuple[str, ...]
 
@@ -73,14 +74,14 @@ def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
         same = [results.experiment(record) for record in runs.values()]
         cells = [results.interval_cell((value[name] for value in values.values()), same) for name in ("closed_accuracy", "auroc")]
-        gain, text = difference(field, runs, reference) if (paper, method) != REFERENCE else (0.0, "reference")
+        gain, half, text = difference(field, runs, reference) if (paper, method) != REFERENCE else (0.0, 0.0, "reference")
         cells += [text]
         cells += [results.interval_cell((value["oscr"] for value in values.values()), same)]
         cells += [", ".join(sorted({record["precision"] for record in runs.values()}))]
         price = prices.get((paper, method))
         cells += [results.number(price) if price is None else f"{'1 + ' if started else ''}{price:.1f}"]
         fewer = f": {', '.join(sorted({split for split, _ in runs}))}" if len(runs) < len(reference) else ""
-        built.append(Entry(paper, method, gain, len(runs), (backbone, results.count_cell(same) + fewer, *cells)))
+        built.append(Entry(paper, method, gain, half, len(runs), (backbone, results.count_cell(same) + fewer, *cells)))
     return sorted(built, key=lambda entry: (np.isnan(entry.gain), -entry.gain))
 
 
@@ -96,13 +97,13 @@ def costs(field: Field) -> dict[tuple[str, str], float]:
             and field.splits == results.FAMILY.sub(r"\1", answer.recipe.splits[0])}  # fmt: skip
 
 
-def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
-    """AUROC minus the reference's on the runs that both have, and its cell: interval over runs, or DeLong's for one run."""
+def difference(field: Field, runs: dict, reference: dict) -> tuple[float, float, str]:
+    """AUROC minus the reference's on the runs that both have, half of its interval (DeLong's for a single run), and its cell."""
     from common.metrics import auroc_difference, paired_difference
 
     both = sorted(set(runs) & set(reference))
     if not both:
-        return float("nan"), "–"
+        return float("nan"), float("nan"), "–"
     same = [results.experiment(runs[key]) for key in both]
     if len(set(same)) > 1:
         pairs = [[side[key]["metrics"][field.unknown]["auroc"] for key in both] for side in (runs, reference)]
@@ -110,12 +111,12 @@ def difference(field: Field, runs: dict, reference: dict) -> tuple[float, str]:
     else:
         (target, first), (other, second) = (images(side[both[0]], field.unknown) for side in (runs, reference))
         if not np.array_equal(target, other):
-            return float("nan"), "–"
+            return float("nan"), float("nan"), "–"
         found = auroc_difference(target, first, second)
     half = found.high - found.estimate
     sign = "+" if found.estimate >= 0 else "−"
     text = f"{sign}{results.number(abs(found.estimate))} ± {results.number(half)}" + ("" if len(set(same)) > 1 else " (images)")
-    return found.estimate, text
+    return found.estimate, half, text
 
 
 def images(record: dict, unknown: str) -> tuple[np.ndarray, np.ndarray]:
@@ -136,16 +137,48 @@ def weight(item: tuple[Field, dict]) -> tuple:
     return -len({paper for paper, _ in methods}), -len(methods[REFERENCE]), field
 
 
+def chosen_fields(records: Sequence[dict] | None, table: str | None, splits: str | None) -> list[tuple[Field, dict]]:
+    """Fields of one recipe or family of splits, those with most papers and runs first."""
+    found = fields(results.read_records() if records is None else records)
+    chosen = [(field, methods) for field, methods in found.items()
+              if table in (None, field.table.removesuffix(staleness.EARLIER)) and splits in (None, field.splits)]  # fmt: skip
+    return sorted(chosen, key=weight)
+
+
 def markdown(records: Sequence[dict] | None = None, table: str | None = None, splits: str | None = None) -> str:
     """Markdown tables of all fields, those with most papers and runs first; `table` and `splits` keep one recipe or family."""
-    found = fields(results.read_records() if records is None else records)
-    chosen = {field: methods for field, methods in found.items()
-              if table in (None, field.table.removesuffix(staleness.EARLIER)) and splits in (None, field.splits)}  # fmt: skip
     parts = []
-    for field, methods in sorted(chosen.items(), key=weight):
+    for field, methods in chosen_fields(records, table, splits):
         header = ["method", "score", "backbone", "runs", "closed acc.", "AUROC", "minus MLS of plain training", "OSCR",
                   "arithmetic", "cost"]  # fmt: skip
         rows = ([entry.paper, entry.method, *entry.cells] for entry in entries(field, methods))
         caption = f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**"
         parts.append(f"{caption}\n\n{results.table_of(header, rows)}")
     return "\n\n".join(parts) or "not run"
+
+
+def overview(table: str, records: Sequence[dict] | None = None) -> str:
+    """One Markdown table of a recipe: each method's AUROC minus the reference's in every field, those above it in bold.
+
+    Bold: above by more than the interval over several runs (that over images knows nothing of the chance of training). A
+    number of runs in parentheses: fewer than the reference has there.
+    """
+    columns = [(field, methods) for field, methods in chosen_fields(records, table, None) if field.table == table]
+    if not columns:
+        return "not run"
+    header, first, rows, costs_of = ["method", "score", "cost"], {}, {}, {}
+    for field, methods in columns:
+        reference = methods[REFERENCE]
+        header.append(f"{field.data}, {field.splits} / {field.unknown}: {len(reference)} run{'s'[: len(reference) - 1]}")
+        for entry in entries(field, methods):
+            key = entry.paper, entry.method
+            first.setdefault(key, (np.isnan(entry.gain), -entry.gain))
+            costs_of.setdefault(key, entry.cells[-1])
+            text = f"AUROC {entry.cells[3]}" if key == REFERENCE else entry.cells[4]
+            if key != REFERENCE and entry.runs < len(reference):
+                text += f" ({entry.runs})"
+            above = entry.runs > 1 and entry.gain > entry.half
+            rows.setdefault(key, {})[field] = f"**{text}**" if above else text
+    order = sorted(rows, key=lambda key: (key != REFERENCE, first[key]))
+    body = ([*key, costs_of[key], *(rows[key].get(field, "–") for field, _ in columns)] for key in order)
+    return results.table_of(header, body)

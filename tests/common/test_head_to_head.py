@@ -115,3 +115,23 @@ def test_headline_scores_exist_in_the_ledger(paper):
 
     asked = {answer.method for row in ledger.read(paper).rows for answer in row.answers}
     assert set(head_to_head.SCORES[paper]) <= asked
+
+
+def test_overview_has_one_row_a_method_and_bold_for_what_is_surely_above(monkeypatch):
+    """Bold needs several runs: an interval over images says nothing of another training."""
+    runs = [*both("abc"), record("vmdls", "vmdls", 0.95), record("vmdls", "vmdls", 0.83, "cssr-b"),
+            record("crosr", "mls", 0.9)]  # fmt: skip
+    for entry in runs[:1] + runs[-1:]:
+        entry["metrics"]["noise"] = METRICS | {"auroc": entry["metrics"]["cifar10-unknown"]["auroc"]}
+    target, weak = np.repeat([0, -1], 50), np.linspace(0, 1, 100) % 0.7
+    monkeypatch.setattr(head_to_head, "images", lambda entry, _: (target, weak + (entry["paper"] == "crosr") * (target < 0)))
+    header, _, *lines = head_to_head.overview("any", runs).splitlines()
+    assert header.endswith("| cifar10, cssr / cifar10-unknown: 3 runs | cifar10, cssr / noise: 1 run |")
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    cells = {tuple(row[:2]): row[3:] for row in rows}
+    assert rows[0] == ["baseline_openmax", "mls", "–", "AUROC .850 ± .124", "AUROC .800"]
+    assert cells["cssr", "pcssr-fused"] == ["**+.021 ± .002**", "–"]
+    assert cells["vmdls", "vmdls"][0].startswith("+.065 ± 1.") and cells["vmdls", "vmdls"][0].endswith("(2)")
+    first, second = cells["crosr", "mls"]
+    assert first.endswith("(images) (1)") and second.startswith("+") and second.endswith("(images)")
+    assert head_to_head.overview("mnist", runs) == "not run"
