@@ -20,7 +20,7 @@ import numpy as np
 from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import UserError
 from common.files import atomic
-from common.results import COMPACT_BYTES, read_records, read_scores
+from common.results import COMPACT_BYTES, FAMILY, read_records, read_scores
 from common.staleness import shown_recipe
 
 FOLDER = ROOT / "results" / "notebooks"
@@ -195,11 +195,12 @@ def linear_of(source: Source) -> dict | None:
 
 
 def by_split(methods: tuple[str, ...], paper: str = "cssr") -> dict[str, list[dict]]:
-    """Records of each method over the splits of the table and data with most splits that all methods share."""
+    """Records of each method over the family of splits, in one recipe, with most splits that all methods share."""
     tables: dict[tuple, dict[str, list[dict]]] = {}
     for record in read_records(paper):
         if record["method"] in methods:
-            tables.setdefault((record["table"], record["data"]), {}).setdefault(record["method"], []).append(record)
+            family = record["table"], record["data"], FAMILY.sub(r"\1", record["split"])
+            tables.setdefault(family, {}).setdefault(record["method"], []).append(record)
     shared = [found for found in tables.values() if len(found) == len(methods)]
     most = max(shared, key=lambda found: min(len({record["split"] for record in records}) for records in found.values()))
     return {method: most[method] for method in methods}

@@ -36,13 +36,13 @@ def is_one_of(method: str, names: tuple[str, ...]) -> bool:
 
 
 def of_records() -> list[Methods]:
-    """Methods on the same recorded data: where there are several splits, and on natural images; each with most papers."""
+    """Methods on the same data in one recipe: where there are several splits, and on natural images; each with most papers."""
     tables: dict[tuple, dict[str, dict]] = {}
     for record in read_records():
         current = shown_recipe(record) == record["table"]
         if current and is_one_of(record["method"], CHOSEN[record["paper"]]) and record["seed"] == 0:
             unknown = "+".join(sorted(by_source(record["metrics"])))
-            key = (record["data"], FAMILY.sub(r"\1", record["split"]), unknown)
+            key = (record["data"], FAMILY.sub(r"\1", record["split"]), unknown, record["table"])
             name = named(record["paper"], record["method"])
             tables.setdefault(key, {}).setdefault(name, {})[record["split"]] = record
     complete = {}
@@ -61,11 +61,11 @@ def of_records() -> list[Methods]:
     return [_read(key, complete[key]) for key in chosen]
 
 
-def _read(key: tuple[str, str, str], found: dict[str, dict]) -> Methods:
+def _read(key: tuple[str, str, str, str], found: dict[str, dict]) -> Methods:
     methods = Methods({name: {split: test_part(read_scores(scores_of(record))) for split, record in sorted(members.items())}
                        for name, members in found.items()})  # fmt: skip
     count = len(methods[REFERENCE])
-    methods.where = f"{key[0]} ({key[1]}, {count} split{'s' * (count > 1)}) against {key[2]}"
+    methods.where = f"{key[0]} ({key[1]}, {count} split{'s' * (count > 1)}) against {key[2]}; recipe {key[3]}"
     return methods
 
 
@@ -110,9 +110,9 @@ def cost(folder: Path | None = None) -> dict[str, list[dict]]:
     """
     groups: dict[str, list] = {}
     for paper, method, metrics, meta in metrics_of(folder):
-        # VMDLS's control, whose encoder stays that of the softmax net, is no shorter training of the same thing.
-        control = " (heads alone)" if str(meta.get("table")).endswith("-heads") else ""
-        name = paper if folder else f"{method}, {meta['data']}{control}"
+        # Variants of a recipe, as VMDLS's control with nothing but its heads trained, are no runs of the same thing.
+        variant = f" ({meta['table']})" if str(meta.get("table")).startswith("laptop-") else ""
+        name = paper if folder else f"{method}, {meta['data']}{variant}"
         left_out = set(by_source(metrics)) == {f"{meta.get('data')}-unknown"}
         if folder is None and not (left_out and is_one_of(method, CHOSEN[paper] if paper == "cssr" else CHOSEN[paper][:1])):
             continue

@@ -195,3 +195,26 @@ def test_small_images_are_png():
     figure = comparison.bars({"a": 0.5, "b": 0.7}, "title", "note", "x")
     data = notebook.small_png(figure)
     assert data.startswith(b"\x89PNG") and len(data) < 40_000
+
+
+def test_splits_are_compared_within_one_recipe_and_family(records):
+    """A run with all classes known is no split, and a variant of a recipe is not the recipe."""
+    for split in ("all", "cssr-a", "cssr-b"):
+        for method in ("mls", "fused"):
+            record(records, "cssr", "cifar10", method, split, "laptop")
+    record(records, "cssr", "cifar10", "mls", "cssr-a", "laptop-full")
+    found = evidence.by_split(("mls", "fused"))
+    assert {method: [(entry["table"], entry["split"]) for entry in entries] for method, entries in found.items()} == {
+        method: [("laptop", "cssr-a"), ("laptop", "cssr-b")] for method in ("mls", "fused")}  # fmt: skip
+
+
+def test_methods_side_by_side_are_of_one_recipe(monkeypatch):
+    import side_by_side
+
+    found = {}
+    monkeypatch.setattr(side_by_side, "_read", lambda key, methods: found.setdefault(key, methods))
+    side_by_side.of_records()
+    assert found
+    for key, methods in found.items():
+        tables = {entry["table"] for members in methods.values() for entry in members.values()}
+        assert tables == {key[3]}
