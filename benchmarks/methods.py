@@ -85,9 +85,9 @@ def main(argv=None) -> None:
 
         about = {"threads": os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads(), "bfloat16": cpu_has_bf16(),
                  "capability": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
-        write_json(args.out, {"command": f"python benchmarks/methods.py --recipe {args.recipe}", "code_version": code_version(),
-                              "cpu": about, "torch": torch.__version__, "subset": args.subset, "rounds": args.rounds,
-                              "runs": measured})  # fmt: skip
+        command = f"python benchmarks/methods.py --recipe {args.recipe} --rounds {args.rounds} --subset {args.subset}"
+        write_json(args.out, {"command": command, "code_version": code_version(), "cpu": about, "torch": torch.__version__,
+                              "subset": args.subset, "rounds": args.rounds, "runs": measured})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def overview(table: str, records: Sequence[dict] | None = None) -> str:
             text = f"AUROC {entry.cells[3]}" if key == REFERENCE else entry.cells[4]
             if key != REFERENCE and entry.runs < len(reference):
                 text += f" ({entry.runs})"
-            above = entry.runs > 1 and entry.gain > entry.half
+            above = entry.gain > entry.half and "(images)" not in text
             rows.setdefault(key, {})[field] = f"**{text}**" if above else text
     order = sorted(rows, key=lambda key: (key != REFERENCE, first[key]))
     body = ([*key, costs_of[key], *(rows[key].get(field, "–") for field, _ in columns)] for key in order)
