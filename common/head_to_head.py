@@ -34,8 +34,8 @@ class Field(NamedTuple):
 class Entry(NamedTuple):
     """One method in a field.
 
-    `cells` are Markdown; `gain` is the AUROC minus the reference's on the runs that both have (NaN: none), which entries are
-    sorted by: means over different splits cannot be ranked; `half` is half of its interval. `runs` is how many were averaged.
+    `gain` is the AUROC minus the reference's on the runs that both have (NaN: none), which entries are sorted by: means over
+    different splits cannot be ranked; `half` is half of its interval. `runs` is how many were averaged. The rest is Markdown.
     """
 
     paper: str
@@ -43,7 +43,14 @@ class Entry(NamedTuple):
     gain: float
     half: float
     runs: int
-    cells: tuple[str, ...]
+    backbone: str
+    count: str
+    closed_accuracy: str
+    auroc: str
+    difference: str
+    oscr: str
+    arithmetic: str
+    cost: str
 
 
 def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
@@ -73,15 +80,15 @@ def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
         started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
         same = [results.experiment(record) for record in runs.values()]
-        cells = [results.interval_cell((value[name] for value in values.values()), same) for name in ("closed_accuracy", "auroc")]
+        shown = {name: results.interval_cell((value[name] for value in values.values()), same)
+                 for name in ("closed_accuracy", "auroc", "oscr")}  # fmt: skip
         gain, half, text = difference(field, runs, reference) if (paper, method) != REFERENCE else (0.0, 0.0, "reference")
-        cells += [text]
-        cells += [results.interval_cell((value["oscr"] for value in values.values()), same)]
-        cells += [", ".join(sorted({record["precision"] for record in runs.values()}))]
+        arithmetic = ", ".join(sorted({record["precision"] for record in runs.values()}))
         price = prices.get((paper, method))
-        cells += [results.number(price) if price is None else f"{'1 + ' if started else ''}{price:.1f}"]
+        cost = results.number(price) if price is None else f"{'1 + ' if started else ''}{price:.1f}"
         fewer = f": {', '.join(sorted({split for split, _ in runs}))}" if len(runs) < len(reference) else ""
-        built.append(Entry(paper, method, gain, half, len(runs), (backbone, results.count_cell(same) + fewer, *cells)))
+        built.append(Entry(paper, method, gain, half, len(runs), backbone, results.count_cell(same) + fewer,
+                           difference=text, arithmetic=arithmetic, cost=cost, **shown))  # fmt: skip
     return sorted(built, key=lambda entry: (np.isnan(entry.gain), -entry.gain))
 
 
@@ -151,7 +158,8 @@ def markdown(records: Sequence[dict] | None = None, table: str | None = None, sp
     for field, methods in chosen_fields(records, table, splits):
         header = ["method", "score", "backbone", "runs", "closed acc.", "AUROC", "minus MLS of plain training", "OSCR",
                   "arithmetic", "cost"]  # fmt: skip
-        rows = ([entry.paper, entry.method, *entry.cells] for entry in entries(field, methods))
+        rows = ([entry.paper, entry.method, entry.backbone, entry.count, entry.closed_accuracy, entry.auroc, entry.difference,
+                 entry.oscr, entry.arithmetic, entry.cost] for entry in entries(field, methods))  # fmt: skip
         caption = f"**{field.data}, known: {field.splits}, unknown: {field.unknown}; recipe {field.table}**"
         parts.append(f"{caption}\n\n{results.table_of(header, rows)}")
     return "\n\n".join(parts) or "not run"
@@ -173,8 +181,8 @@ def overview(table: str, records: Sequence[dict] | None = None) -> str:
         for entry in entries(field, methods):
             key = entry.paper, entry.method
             first.setdefault(key, (np.isnan(entry.gain), -entry.gain))
-            costs_of.setdefault(key, entry.cells[-1])
-            text = f"AUROC {entry.cells[3]}" if key == REFERENCE else entry.cells[4]
+            costs_of.setdefault(key, entry.cost)
+            text = f"AUROC {entry.auroc}" if key == REFERENCE else entry.difference
             if key != REFERENCE and entry.runs < len(reference):
                 text += f" ({entry.runs})"
             above = entry.gain > entry.half and "(images)" not in text
