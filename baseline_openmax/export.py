@@ -27,20 +27,14 @@ def openood_rows(scores, method: str = "") -> list[dict]:
     positive. AUPR is average precision (steps) here and the trapezoid there; CCR_n is the rate at an unknown FPR of 1e-n.
     """
     from common import metrics
-    from common.inference import TEST
 
-    test = scores["split"] == TEST
-    target, prediction = scores["target"][test], scores["prediction"][test]
-    unknown_score, source = scores["unknown_score"][test], scores["source"][test]
-    known = target >= 0
     rows = []
-    for number in np.unique(source[~known]):
-        part = known | (source == number)
-        t, p, u = target[part], prediction[part], unknown_score[part]
+    for source, part in metrics.by_unknown_source(scores):
+        t, p, u = (scores[key][part] for key in ("target", "prediction", "unknown_score"))
         values = [metrics.fpr95_unknown_positive(t, u), metrics.auroc(t, u), metrics.aupr_known(t, u), metrics.aupr_unknown(t, u)]
         values += [metrics.ccr_at_fpr(t, p, u, 10.0**-n) for n in (4, 3, 2, 1)]
         values.append(metrics.closed_accuracy(t, p))
-        name = str(scores["sources"][number]) + (f" {method}" if method else "")
+        name = source + (f" {method}" if method else "")
         rows.append(dict(zip(OPENOOD, [name, *(f"{100 * value:.2f}" for value in values)])))
     return rows
 

@@ -11,7 +11,7 @@ from common import sweep as sweeps
 from common.inference import TRAIN
 
 
-def sweep(arrays: Mapping[str, np.ndarray], settings: dict, grid: Mapping[str, list]) -> list[dict]:
+def sweep(arrays: Mapping[str, np.ndarray], settings: dict, grid: Mapping[str, list], dry_run: bool = False) -> list[dict]:
     """Fit and evaluate every combination of the grid; rows of settings and metrics."""
     evaluated = {key: value[arrays["split"] != TRAIN] for key, value in arrays.items() if key not in ("sources", "class_names")}
-    return sweeps.sweep(grid, lambda chosen: scored("openmax", evaluated, fit_openmax(arrays, settings | chosen)))
+    return sweeps.sweep(grid, lambda chosen: scored("openmax", evaluated, fit_openmax(arrays, settings | chosen, dry_run)))

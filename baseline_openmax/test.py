@@ -97,7 +97,7 @@ def main(argv=None) -> None:
         if found is None:
             ours.save_openmax(ours.openmax_file(run_dir, name if number else "openmax"), openmax[name], temperature)
     if grid is not None:
-        write_sweep(sweep(scaled, first, grid), run_dir, list(grid))
+        write_sweep(sweep(scaled, first, grid, args.dry_run), run_dir, list(grid))
 
 
 def selected(args):

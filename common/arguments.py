@@ -11,6 +11,8 @@ from pathlib import Path
 from common.errors import TimeUp, UserError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
+# NumPy takes seeds below 2^32; parts that draw their own images add up to 10,000 to the run's.
+LARGEST_SEED = 2**32 - 1 - 10_000
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -60,6 +62,14 @@ def non_negative(text: str) -> float:
     return value
 
 
+def seed_number(text: str) -> int:
+    """argparse type: a seed that NumPy takes, and takes with the offsets that some parts add to theirs."""
+    value = int(text)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {LARGEST_SEED}, got {text}")
+    return value
+
+
 def add_common_arguments(parser: argparse.ArgumentParser, presets: Mapping[str, Mapping] = (), train: bool = True):
     """Add the flags that every script shares (DESIGN: common flags)."""
     run = parser.add_argument_group("run")
@@ -68,7 +78,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, presets: Mapping[str, 
     run.add_argument("--data_dir", type=Path, help="folder of the data sets; else $OSR_DATA_DIR, else data/")
     run.add_argument("--run_dir", type=Path, help="directory of this run; else runs/<paper>/<--save>")
     run.add_argument("--save", metavar="NAME", help="name of this run; else preset or data set, and the time")
-    run.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    run.add_argument("--seed", type=seed_number, default=0, help="seed of every random choice")
     run.add_argument("--subset", type=positive_int, metavar="N", help="use N images of each part, seeded and stratified")
     run.add_argument("--dry_run", action="store_true", help="one small batch of every phase, to see that it runs")
     device = parser.add_argument_group("device")

@@ -56,6 +56,15 @@ def _read_file(path: Path) -> tuple[dict, dict]:
     return tensors, {key: json.loads(value) for key, value in metadata.items() if key != "format"}
 
 
+def is_torch_file(where: str | Path) -> bool:
+    """Whether a path is a file that `torch.save` wrote, not one of this repository's."""
+    path = Path(where)
+    if not path.is_file() or path.suffix == ".safetensors":
+        return False
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
 def find(where: str | Path, folder: Path = FOLDER, trained_by: str = "main.py") -> list[Path]:
     """Files of a checkpoint given as run directory, file, or manifest name; a manifest entry is verified first.
 
@@ -181,7 +190,7 @@ def origin(where: str | Path, folder: Path = FOLDER) -> str:
     """SHA-256 of the weights file that training itself wrote, for what `find` takes; a manifest entry remembers it."""
     files = find(where, folder)
     for entry in read_manifest(folder).values():
-        if files[0].parent == folder and files[0].name in {file["file"] for file in entry["files"]}:
+        if files[0].parent.resolve() == folder.resolve() and files[0].name in {file["file"] for file in entry["files"]}:
             return entry["trained_sha256"]
     return sha256(files[0])
 

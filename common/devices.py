@@ -63,6 +63,15 @@ def choose_device(name: str = "auto", gpu: str | None = None) -> torch.device:
     return device
 
 
+def refuse_local_norms(model: torch.nn.Module) -> None:
+    """A `UserError` if a BatchNorm of the model would see the batch of its own process only: the processes would drift apart."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    kinds = {type(module).__name__ for module in norms if not isinstance(module, GlobalBatchNorm2d)}
+    if kinds:
+        raise UserError(f"this network has {', '.join(sorted(kinds))}, which cannot be shared between processes: train it with"
+                        " --devices 1, or with another backbone")
+
+
 class Devices:
     """Device, precision and process group of one run.
 
@@ -115,6 +124,7 @@ class Devices:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.fabric is not None:
             GlobalBatchNorm2d.convert(model)
+            refuse_local_norms(model)
             parallel = self.fabric.setup_module(model)
             return parallel if optimizer is None else (parallel, self.fabric.setup_optimizers(optimizer))
         called = torch.compile(model) if self.compile else model

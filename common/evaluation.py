@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,9 +60,23 @@ class Trained:
         if args.record and (args.dry_run or args.subset):
             raise UserError("--record wants the whole evaluation: leave out --dry_run and --subset")
         self.paper = paper
+        source = self._brought_over(args, source)
         self.tensors, self.header = load_weights(source, paper=paper)
         self.files = find(source)
         self.directory = self._directory(args) / ("dry_run" if args.dry_run else "")
+
+    def _brought_over(self, args, source):
+        """A weights file of the paper's original program becomes a checkpoint of ours, in the directory of results."""
+        from common.checkpoints import is_torch_file
+
+        if not is_torch_file(source):
+            return source
+        if importlib.util.find_spec(f"{self.paper}.original_files") is None:
+            raise UserError(f"{source} is a file of another program: {self.paper}/test.py reads runs and checkpoints of"
+                            f" {self.paper}/main.py")
+        reader = importlib.import_module(f"{self.paper}.original_files")
+        args.run_dir = args.run_dir or ROOT / "runs" / self.paper / (args.save or f"test-{Path(source).stem}")
+        return reader.imported(source, args, args.run_dir / "imported")
 
     def _directory(self, args) -> Path:
         in_run = (self.files[0].parent / "meta.json").exists()
@@ -134,6 +149,9 @@ def report(
     from common.metrics import evaluate_file, thresholds
     from common.run import command_line
 
+    if args.record:
+        for name in names:
+            refuse_other_unknown_sets(record_file(args, trained, method(name)), data)
     trained.directory.mkdir(parents=True, exist_ok=True)
     for stale in trained.directory.glob("scores_*.npz"):
         stale.unlink()  # scores of an earlier evaluation may be of other unknown sets
@@ -162,6 +180,21 @@ def report(
     print(f"written: {trained.directory}")
 
 
+def record_file(args, trained: Trained, method: str) -> Path:
+    """Where the record of a method of this run lies."""
+    from common import results
+
+    config = trained.header["data"]
+    return results.record_path(trained.paper, args.record, config["known_dataset"], method, config["split"], config["seed"])
+
+
+def refuse_other_unknown_sets(path: Path, data) -> None:
+    """A `UserError` if the record that is there is of other unknown sets: it would be lost."""
+    now = {"all", *(images.name or name for name, images in data.unknown.items())}
+    if path.exists() and set(json.loads(path.read_text())["metrics"]) != now:
+        raise UserError(f"{path.name} is the record of other unknown sets: delete it, or give --record another name")
+
+
 def write_record(args, trained: Trained, data, score: str, method: str, metrics, result, seconds: float, argv) -> None:
     """Write the record of one score of a trained run, with its compact scores beside it."""
     from common import results
@@ -171,9 +204,7 @@ def write_record(args, trained: Trained, data, score: str, method: str, metrics,
     meta = json.loads((trained.directory / "meta.json").read_text())
     flags = json.loads((trained.directory / "config.json").read_text())
     config = trained.header["data"]
-    path = results.record_path(
-        trained.paper, args.record, config["known_dataset"], method, config["split"], config["seed"]
-    )
+    path = record_file(args, trained, method)
     record = results.record_of(
         meta,
         paper=trained.paper,
@@ -192,6 +223,4 @@ def write_record(args, trained: Trained, data, score: str, method: str, metrics,
         **({"started_from": meta["started_from"]} if "started_from" in meta else {}),
         unknown_checksums={source: images.checksums for source, images in data.unknown.items()},
     )
-    if path.exists() and set(json.loads(path.read_text())["metrics"]) != set(metrics):
-        raise UserError(f"{path.name} is the record of other unknown sets: delete it, or give --record another name")
     results.write_record(path, record, result)

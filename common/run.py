@@ -17,7 +17,6 @@ Batches depend on (seed, epoch, number) alone, so the interrupted run continues 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from common.arguments import ROOT
 from common.checkpoints import save_weights
@@ -54,11 +54,11 @@ def seed_everything(seed: int) -> None:
 
 
 def code_version() -> str:
-    """Commit of the repository, `+changes` when tracked files differ from it; the package version outside git."""
+    """Commit of the repository, `+changes` when tracked programs or configurations differ; the package version outside git."""
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        program = ["--", "*.py", ":!tests", ":!benchmarks"]
+        program = ["--", "*.py", "*/configs/*.json", "*/exps/*.json", ":!tests", ":!benchmarks"]
         changed = subprocess.run([*git, "status", "--porcelain", "-uno", *program], capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return f"version {metadata.version('open-set-recognition')}"
@@ -97,12 +97,12 @@ class Run:
         self.directory, self.paper, self.args, self.devices = Path(directory), paper, args, devices
         self.started = self.last_save = time.monotonic()
         self.epoch = self.step = self.images_seen = 0
-        self.seconds_before = self.images_before = 0.0
+        self.seconds_before = 0.0
         self.tracked: dict[str, object] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.epoch_seconds = 0.0
         self.state = None
-        self.writer = None
+        self.writer = self.lock = None
 
     @classmethod
     def create(
@@ -126,6 +126,7 @@ class Run:
         if args.resume and (run.directory / "config.json").exists():
             run._read_state(config)
         if devices.rank == 0:
+            run._note_changes()
             write_json(run.directory / "config.json", config)
             begun_with = {"started_from": started_from} if started_from else {}
             run._write_meta(command=command_line(f"{paper}/main.py", argv), data_checksums=checksums or {}, **begun_with)
@@ -141,19 +142,23 @@ class Run:
             self._lock()
         # What a dry run leaves is worth nothing, so the real command needs no flag to replace it.
         if exists and (self.args.overwrite or json.loads(config_file.read_text()).get("dry_run")):
+            self.lock.release()  # Windows does not delete a file that is open
             shutil.rmtree(self.directory)
         elif exists and not self.args.resume:
             raise UserError(f"run {self.directory} exists: --resume continues it, --overwrite deletes it first,"
                             " --save NAME makes another")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock()
+        for torn in self.directory.glob("state.pt.*.part"):
+            torn.unlink()  # of a process that was killed while it wrote
 
     def _lock(self) -> None:
         # Of this process, for as long as it lives: two trainings in one directory would overwrite each other's state.
-        self.lock = open(self.directory / LOCK, "w")  # noqa: SIM115
+        if self.lock is None:
+            self.lock = FileLock(self.directory / LOCK)
         try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self.lock.acquire(blocking=False)
+        except Timeout:
             raise UserError(f"another process is training {self.directory}: wait for it, or give another --save") from None
 
     def _read_state(self, config: dict) -> None:
@@ -166,15 +171,26 @@ class Run:
             (self.directory / "log.jsonl").unlink(missing_ok=True)  # nothing was saved yet: the run begins anew
             return
         self.state = torch.load(self.directory / "state.pt", weights_only=True, map_location="cpu")
+        precision = self.state.get("precision", self.devices.precision)
+        if precision != self.devices.precision:
+            print(f"note: continuing in {precision} as the run began")
+            self.devices.precision = precision
         threads = self.state["threads"]
         if self.devices.device.type == "cpu" and threads != torch.get_num_threads():
             print(f"note: continuing with {threads} threads as the run began; other counts give other rounding")
             torch.set_num_threads(threads)
 
-    def _write_meta(self, **values) -> None:
+    def _note_changes(self) -> None:
+        # A continued run computes as it began; with which program and where each part was computed stands in `sessions`.
         path = self.directory / "meta.json"
-        if not hasattr(self, "meta"):
-            self.meta = json.loads(path.read_text()) if self.state is not None and path.exists() else {}
+        self.meta = json.loads(path.read_text()) if self.state is not None and path.exists() else {}
+        then, now = self.meta.get("code_version"), code_version()
+        if then not in (None, now):
+            print(f"note: the run began with program {then} and goes on with {now}; meta.json keeps both", flush=True)
+        session = {"start": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "code_version": now, **self.devices.describe()}
+        self.meta["sessions"] = [*self.meta.get("sessions", []), session]
+
+    def _write_meta(self, **values) -> None:
         self.meta |= values
         if "start" not in self.meta:
             libraries = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "pillow")
@@ -187,7 +203,7 @@ class Run:
                 "versions": {"python": sys.version.split()[0], **versions},
                 **self.devices.describe(),
             }
-        write_json(path, self.meta)
+        write_json(self.directory / "meta.json", self.meta)
 
     def track(self, **objects) -> None:
         """Name the objects (with `state_dict`, `load_state_dict`) that a resume must restore; restores them now."""
@@ -199,7 +215,7 @@ class Run:
         self.epoch, self.step = self.state["epoch"], self.state["step"]
         self.sums = dict(self.state["sums"])
         self.images_seen, self.epoch_seconds = self.state["images_seen"], self.state["epoch_seconds"]
-        self.seconds_before, self.images_before = self.state["seconds"], self.state["images_seen"]
+        self.seconds_before = self.state["seconds"]
         torch.set_rng_state(self.state["rng"])
         if self.devices.device.type == "cuda" and "cuda_rng" in self.state:
             torch.cuda.set_rng_state(self.state["cuda_rng"], self.devices.device)
@@ -233,6 +249,7 @@ class Run:
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds(),
             "threads": torch.get_num_threads(),
+            "precision": self.devices.precision,
             "rng": torch.get_rng_state(),
         }
         if self.devices.device.type == "cuda":
@@ -327,7 +344,10 @@ def peak_memory(devices: Devices) -> int:
     """Largest memory this process held: on the GPU if it used one, else resident in main memory; bytes."""
     if devices.device.type == "cuda":
         return torch.cuda.max_memory_allocated(devices.device)
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

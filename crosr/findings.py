@@ -336,7 +336,7 @@ def evaluated_run(directory: Path, score: str | None = None, unknown: str | None
 
 def test_rows(arrays, unknown: str | None) -> np.ndarray:
     """Mask of the test images: the known ones and those of the unknown set (all where none is named)."""
-    from crosr.per_class import by_unknown_source
+    from common.metrics import by_unknown_source
 
     sources = dict(by_unknown_source(arrays))
     if unknown is None:

@@ -7,23 +7,15 @@ each column of the probabilities as a score (ROC-AUC, the cut that maximises TPR
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common.files import atomic
-from common.inference import TEST
-from common.metrics import ClassReport, OneVsRest, class_report, decide_argmax, one_vs_rest
+from common.metrics import ClassReport, OneVsRest, by_unknown_source, class_report, decide_argmax, one_vs_rest
 
 HEADINGS = ("class", "accuracy", "f1_argmax", "auroc", "youden_cut", "f1_at_cut")
-
-
-def by_unknown_source(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """`(name, mask)` of the test images of the known classes with those of each unknown source in turn."""
-    test, unknown = arrays["split"] == TEST, arrays["target"] < 0
-    for source in np.unique(arrays["source"][test & unknown]):
-        yield str(arrays["sources"][source]), test & (~unknown | (arrays["source"] == source))
 
 
 def tables(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[OneVsRest, ClassReport]]:

@@ -188,6 +188,12 @@ def check_combinations(parser: ScriptParser, args) -> None:
     """Refuse flags that exclude each other."""
     if args.low_resolution_epochs and args.augment in ("simple", "strong"):
         parser.error(f"--low_resolution_epochs goes with the plain augmentations, not with --augment {args.augment}")
+    if args.low_resolution_epochs and args.released_statistics:
+        parser.error("--released_statistics takes its constants from images as the first epoch has them: with"
+                     " --low_resolution_epochs those are small; --low_resolution_epochs 0, or leave it out")
+    if args.optimizer == "speed" and args.whitening_bias_epochs and args.schedule == "multi_step":
+        parser.error("--optimizer speed wants --schedule triangular (or another but multi_step, which cannot stop the whitening"
+                     " bias by itself), or --whitening_bias_epochs 0")
     if args.model == "linear" and (args.ae_hidden or args.ae_latent <= 0):
         parser.error("--model linear has no auto-encoders: --ae_hidden and --ae_latent 0 go with pcssr or rcssr")
     if args.method == "cssr_ft":

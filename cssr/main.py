@@ -106,7 +106,7 @@ def main(argv=None) -> None:
     run = Run.create(PAPER, recorded(args), devices, data.train.checksums, argv)
     model = build_network(model_config)
     fill_backbone(model, weights)
-    if hasattr(model.backbone, "whiten"):
+    if weights is None and hasattr(model.backbone, "whiten"):
         model.backbone.whiten(model.normalise(torch.from_numpy(data.train.pixels[:5000])))
     augment = augmentation_of(args, data, model)
     data, views = features_of(data, model, augment, args, devices, run)

@@ -51,13 +51,6 @@ def test_parts(data, train: bool = False) -> list[tuple]:
     return evaluation_parts(data, train)
 
 
-def first_source(arrays: dict, unknown: np.ndarray) -> np.ndarray:
-    """Mask of the known test images and those of the first unknown set."""
-    test = arrays["split"] == TEST
-    first = arrays["source"][test & unknown].min()
-    return test & (~unknown | (arrays["source"] == first))
-
-
 def crosr(directory: Path) -> dict[str, np.ndarray]:
     """Activation vectors' statistics, w-scores, training distances, the study of settings, and one outlier's walk."""
     from crosr import test as module

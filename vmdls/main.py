@@ -22,16 +22,16 @@ def starting_point(args, data):
     import tempfile
     from pathlib import Path
 
-    from common.checkpoints import load_weights
+    from common.checkpoints import is_torch_file, load_weights
     from vmdls.evaluation_arguments import require_classifier
     from vmdls.names import checkpoint, require_softmax_weights
-    from vmdls.original_files import imported, is_original
+    from vmdls.original_files import imported
     from vmdls.recipe import Weights, read_weights, require_same_knowledge
 
     if args.weights:
         require_softmax_weights(args.weights)
         start = read_weights(args.weights)
-    elif args.checkpoint_path and is_original(args.checkpoint_path):
+    elif args.checkpoint_path and is_torch_file(args.checkpoint_path):
         with tempfile.TemporaryDirectory() as folder:
             converted = imported(args.checkpoint_path, args, Path(folder))
             start = Weights(*load_weights(converted, paper=PAPER), args.checkpoint_path)

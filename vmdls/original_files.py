@@ -13,15 +13,6 @@ from common.errors import UserError
 NEEDED = ("known_dataset", "enc_type", "latent_dim")
 
 
-def is_original(where: str) -> bool:
-    """Whether a path is a torch file, not one of this repository's."""
-    path = Path(where)
-    if not path.is_file() or path.suffix == ".safetensors":
-        return False
-    with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
-
-
 def imported(where: str, args, directory: Path) -> Path:
     """Write `weights.safetensors` to `directory` from a file of the release; returns its path and prints what was unused.
 

@@ -7,32 +7,22 @@ hundredth of the TPR (known test images that are accepted), so that the README's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from common.files import write_json
-from common.inference import TEST
-from common.metrics import threshold_accepting
+from common.files import atomic, write_json
+from common.metrics import by_unknown_source, threshold_accepting
 from vmdls.scores import cauroc, threshold_table
 
 SHARES = [number / 100 for number in range(1, 101)]
 
 
-def by_unknown_source(result: Mapping[str, np.ndarray]) -> Iterator[tuple]:
-    """Yield name, target, prediction and unknown score of the known test images with each unknown source's."""
-    test = result["split"] == TEST
-    for source in np.unique(result["source"][test & (result["target"] < 0)]):
-        kept = test & ((result["target"] >= 0) | (result["source"] == source))
-        arrays = (result[name][kept] for name in ("target", "prediction", "unknown_score"))
-        yield str(result["sources"][source]), *arrays
-
-
 def rows_of(target, prediction, unknown_score, classes: int) -> np.ndarray:
     """`(100, 6)`: threshold, TPR, FPR, macro-F1, known accuracy, unknown accuracy, for TPRs of .01, .02, ..., 1."""
     known = unknown_score[target >= 0]
-    cuts = np.array([threshold_accepting(known, share) for share in SHARES])
+    cuts = threshold_accepting(known, np.array(SHARES))
     rates = np.searchsorted(np.sort(known), cuts, side="left") / len(known)
     table = threshold_table(target, prediction, unknown_score, cuts, classes)
     return np.column_stack((cuts, rates, 1 - table[:, 2], table))
@@ -47,7 +37,8 @@ def write_tables(directory: Path, found: Mapping[str, Mapping], first: str, meth
     metrics = json.loads((directory / "metrics.json").read_text())
     metrics |= {"method": method, "cauroc": {}, "f1_at_95_tpr": {}}
     for name, result in found.items():
-        sources = list(by_unknown_source(result))
+        arrays = [result[key] for key in ("target", "prediction", "unknown_score")]
+        sources = [(source, *(array[kept] for array in arrays)) for source, kept in by_unknown_source(result)]
         metrics["cauroc"][name] = {source: cauroc(*arrays) for source, *arrays in sources}
         tables = {source: rows_of(*arrays, len(result["class_names"])) for source, *arrays in sources}
         at = SHARES.index(0.95)
@@ -65,5 +56,6 @@ def write_tables(directory: Path, found: Mapping[str, Mapping], first: str, meth
     for source, rows in own.items():
         for threshold, *rest in rows[:, columns]:
             lines.append(",".join((source, repr(float(threshold)), *(f"{value:.6f}" for value in rest))))
-    path.write_text("\n".join(lines) + "\n")
+    with atomic(path) as partial:
+        partial.write_text("\n".join(lines) + "\n")
     return path

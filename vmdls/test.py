@@ -31,7 +31,6 @@ def main(argv=None) -> None:
     from vmdls.tables import write_tables
     from vmdls.weighting import Rebuilder, load_autoencoder, outputs_of
 
-    bring_over(args)
     trained = Trained(args, PAPER)
     require_classifier(trained.header)
     model = VMDLS(**trained.header["model"])
@@ -69,20 +68,6 @@ def main(argv=None) -> None:
         from common.plots.reading import read_run
 
         draw_run(read_run(trained.directory), trained.directory / "figures", seed=args.seed)
-
-
-def bring_over(args) -> None:
-    """Let `--checkpoint_path` name a file of the release: it becomes a checkpoint of ours, in the directory of results."""
-    from pathlib import Path
-
-    from common.arguments import ROOT
-    from vmdls.original_files import imported, is_original
-
-    if args.checkpoint_path and is_original(args.checkpoint_path):
-        stem = Path(args.checkpoint_path).stem
-        directory = args.run_dir or ROOT / "runs" / PAPER / (args.save or f"test-{stem}")
-        args.checkpoint_path = str(imported(args.checkpoint_path, args, directory / "imported"))
-        args.run_dir = directory
 
 
 def remember_weights(directory, weights: str, largest: float) -> None:

@@ -58,15 +58,6 @@ class OpenSetData:
         """Mean and standard deviation per channel of the training pixels scaled to [0, 1], float64 `(C,)`."""
         return self.train.mean_std()
 
-    def require_unknown(self) -> dict[str, Images]:
-        """Return the unknown sets; a `UserError` says how to name one if there is none."""
-        if not self.unknown:
-            raise UserError(
-                f"no unknown data: split '{self.split.name}' of {self.dataset} knows every class; "
-                "name at least one unknown data set, or a split such as first-6"
-            )
-        return self.unknown
-
 
 def prepare(
     known_dataset: str,

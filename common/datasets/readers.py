@@ -19,8 +19,6 @@ from .readers_binary import read_cifar, read_digits, read_idx, read_svhn
 from .readers_folders import image_files, read_omniglot, read_outliers, read_tinyimagenet
 from .streaming import read_folder
 
-#: What can be downloaded, and the checksums it must have.
-
 ODIN_CROPS = ("center", "resize", "native")
 
 

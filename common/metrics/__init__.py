@@ -9,11 +9,13 @@ where undefined.
 from common.metrics.calibration import ece, known_log_probabilities, nll
 from common.metrics.classification_rate import OscrCurve, ccr_at_fpr, oscr, oscr_arpl, oscr_curve
 from common.metrics.decisions import (
+    F1AtThresholds,
     OpenF,
     OracleF1,
     confusion,
     decide,
     decide_argmax,
+    f1_at_thresholds,
     macro_f1,
     macro_f1_oracle,
     open_f,
@@ -37,11 +39,12 @@ from common.metrics.operating import (
 )
 from common.metrics.per_class import ClassReport, OneVsRest, class_report, one_vs_rest
 from common.metrics.ranking import aupr_known, aupr_unknown, auroc, detection_accuracy
-from common.metrics.report import METRICS, closed_accuracy, evaluate, evaluate_file, thresholds
+from common.metrics.report import METRICS, by_unknown_source, closed_accuracy, evaluate, evaluate_file, thresholds
 
 __all__ = [
     "METRICS",
     "ClassReport",
+    "F1AtThresholds",
     "Interval",
     "OneVsRest",
     "OpenF",
@@ -53,6 +56,7 @@ __all__ = [
     "auroc",
     "auroc_difference",
     "bootstrap_interval",
+    "by_unknown_source",
     "ccr_at_fpr",
     "class_report",
     "closed_accuracy",
@@ -63,6 +67,7 @@ __all__ = [
     "ece",
     "evaluate",
     "evaluate_file",
+    "f1_at_thresholds",
     "fpr95_known_positive",
     "fpr95_unknown_positive",
     "known_log_probabilities",

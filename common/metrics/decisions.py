@@ -106,10 +106,70 @@ def macro_f1(target, decision, classes: int) -> float:
     """
     target = labels(target, "target", classes=classes)
     decision = labels(decision, "decision", length=len(target), classes=classes)
-    present, hits, true, decided = _counts(target, decision, classes)
-    if not true[-1] or not true[:-1].any():
-        return float("nan")
-    return float(np.mean(2 * hits[present] / (true[present] + decided[present])))
+    hits, true, decided = _counts(target, decision, classes)
+    return float(_f1(hits, true, decided)[..., true > 0].mean()) if _both_sides(true) else float("nan")
+
+
+class F1AtThresholds(NamedTuple):
+    """F1 values at T thresholds, each float64 (T,)."""
+
+    macro: np.ndarray
+    unknown: np.ndarray
+    open_f: np.ndarray
+
+
+def f1_at_thresholds(target, prediction, unknown_score, thresholds, classes: int) -> F1AtThresholds:
+    """Return `macro_f1`, the F1 of "unknown" alone and the macro `open_f` at every threshold.
+
+    Parameters
+    ----------
+    target, prediction : int arrays (N,)
+        Known class (-1 = unknown in `target`); prediction ignores rejection.
+    unknown_score : float array (N,)
+        Larger = more likely unknown.
+    thresholds : float array (T,)
+        In any order; accepted where the score is below the threshold.
+    classes : int
+        K, the number of known classes.
+
+    Returns
+    -------
+    F1AtThresholds
+        NaN throughout when there is no known or no unknown sample.
+
+    Notes
+    -----
+    Samples are counted between neighbouring thresholds and the counts summed up: O(N log T + T K), whatever T is.
+
+    Examples
+    --------
+    >>> found = f1_at_thresholds([0, 1, -1], [0, 1, 0], [0.1, 0.2, 0.9], thresholds=[0.5, 1.0], classes=2)
+    >>> found.macro.round(3).tolist(), found.unknown.tolist()
+    ([1.0, 0.556], [1.0, 0.0])
+    """
+    target = labels(target, "target", classes=classes)
+    prediction = labels(prediction, "prediction", length=len(target), lowest=0, classes=classes)
+    unknown_score = scores(unknown_score, length=len(target))
+    thresholds = np.asarray(thresholds, np.float64)
+    true = np.bincount(np.where(target < 0, classes, target), minlength=classes + 1)
+    if not _both_sides(true):
+        return F1AtThresholds(*np.full((3, len(thresholds)), np.nan))
+    order = np.argsort(thresholds)
+    # A sample is accepted at the sorted thresholds from `first` on.
+    first = np.searchsorted(thresholds[order], unknown_score, side="right")
+
+    def accepted(chosen: np.ndarray) -> np.ndarray:
+        cells = first[chosen] * classes + prediction[chosen]
+        counts = np.bincount(cells, minlength=(len(thresholds) + 1) * classes).reshape(-1, classes)
+        return counts.cumsum(axis=0)[:-1]
+
+    decided, hits = accepted(target >= UNKNOWN), accepted(target == prediction)
+    rejected, found = len(target) - decided.sum(axis=1), true[-1] - accepted(target == UNKNOWN).sum(axis=1)
+    decided, hits = np.column_stack((decided, rejected)), np.column_stack((hits, found))
+    f1 = _f1(hits, true, decided)
+    result = np.empty((3, len(thresholds)))
+    result[:, order] = f1[:, true > 0].mean(axis=1), f1[:, -1], _open_f(hits, true, decided).macro
+    return F1AtThresholds(*result)
 
 
 class OracleF1(NamedTuple):
@@ -233,24 +293,38 @@ def open_f(target, decision, classes: int) -> OpenF:
     """
     target = labels(target, "target", classes=classes)
     decision = labels(decision, "decision", length=len(target), classes=classes)
-    present, hits, true, decided = _counts(target, decision, classes)
-    if not true[-1] or not true[:-1].any():
-        return OpenF(float("nan"), float("nan"))
-    known = present[:-1]  # `present` ends with unknown
-    precision = float(np.mean(hits[known] / np.maximum(decided[known], 1)))
-    recall = float(np.mean(hits[known] / true[known]))
-    micro = 2 * hits[:-1].sum() / (true[:-1].sum() + decided[:-1].sum())
-    return OpenF(float(micro), 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    hits, true, decided = _counts(target, decision, classes)
+    return OpenF(*map(float, _open_f(hits, true, decided))) if _both_sides(true) else OpenF(float("nan"), float("nan"))
+
+
+def _both_sides(true: np.ndarray) -> bool:
+    """Whether there are samples of known classes and of unknown ones."""
+    return bool(true[-1] and true[:-1].any())
+
+
+def _f1(hits, true, decided) -> np.ndarray:
+    """F1 of each label from counts `(..., K + 1)`; 0 where a label has neither samples nor decisions."""
+    return 2 * hits / np.maximum(true + decided, 1)
+
+
+def _open_f(hits, true, decided) -> OpenF:
+    """Micro and macro open-set F-measure from counts `(..., K + 1)`, over the last axis."""
+    known = np.flatnonzero(true[:-1])
+    precision = (hits[..., known] / np.maximum(decided[..., known], 1)).mean(axis=-1)
+    recall = (hits[..., known] / true[known]).mean(axis=-1)
+    micro = 2 * hits[..., :-1].sum(axis=-1) / (true[:-1].sum() + decided[..., :-1].sum(axis=-1))
+    both = precision + recall
+    return OpenF(micro, 2 * precision * recall / np.where(both > 0, both, 1))
 
 
 def _counts(target, decision, classes: int):
-    """Return the labels with samples (unknown last, as K) and per label: hits, true samples, decisions."""
+    """Return per label (unknown last, as K): hits, true samples, decisions."""
     true_label = np.where(target < 0, classes, target)
     decided_label = np.where(decision < 0, classes, decision)
     true = np.bincount(true_label, minlength=classes + 1)
     decided = np.bincount(decided_label, minlength=classes + 1)
     hits = np.bincount(true_label[true_label == decided_label], minlength=classes + 1)
-    return np.flatnonzero(true), hits, true, decided
+    return hits, true, decided
 
 
 def number_of_classes(target, prediction, logits=None, probabilities=None) -> int:

@@ -14,13 +14,13 @@ import numpy as np
 from common.metrics.checks import sides
 
 
-def rank_for_share(share: float, total: int) -> int:
-    """Return the smallest k >= 1 with k / total >= share, compared as points of a curve would be."""
-    k = max(1, int(np.ceil(share * total)))
-    return k - 1 if k > 1 and (k - 1) / total >= share else k
+def rank_for_share(share, total: int):
+    """Return the smallest k >= 1 with k / total >= share (an array for several), compared as points of a curve would be."""
+    k = np.maximum(1, np.ceil(np.asarray(share) * total).astype(int))
+    return k - ((k > 1) & ((k - 1) / total >= share))
 
 
-def threshold_accepting(known_score, share: float = 0.95) -> float:
+def threshold_accepting(known_score, share=0.95):
     """Return the smallest threshold under which at least `share` of `known_score` is accepted.
 
     A sample is accepted where its unknown score is **below** the threshold.
@@ -29,12 +29,12 @@ def threshold_accepting(known_score, share: float = 0.95) -> float:
     ----------
     known_score : float array (N,)
         Unknown scores of known samples (held-out ones for an honest threshold).
-    share : float, default 0.95
+    share : float or float array (T,), default 0.95
         Share to accept, in (0, 1].
 
     Returns
     -------
-    float
+    float, or float64 array (T,) for several shares
         The next float64 above the k-th smallest score, k = ceil(share N), so that samples tied with it are
         accepted too; NaN without samples.
 
@@ -46,8 +46,10 @@ def threshold_accepting(known_score, share: float = 0.95) -> float:
     """
     known = np.sort(np.asarray(known_score, dtype=np.float64))
     if not len(known):
-        return float("nan")
-    return float(np.nextafter(known[rank_for_share(share, len(known)) - 1], np.inf))
+        found = np.full(np.shape(share), np.nan)
+    else:
+        found = np.nextafter(known[rank_for_share(share, len(known)) - 1], np.inf)
+    return found if np.ndim(share) else float(found)
 
 
 def fpr95_known_positive(target, unknown_score, share: float = 0.95) -> float:

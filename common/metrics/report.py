@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,25 @@ def evaluate(
         found["nll"] = calibration.nll(target[test], logits)
         found["ece"] = calibration.ece(target[test], logits)
     return {name: float(found.get(name, np.nan)) for name in METRICS}
+
+
+def by_unknown_source(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name of each unknown source and the mask of its test samples together with the known ones.
+
+    Parameters
+    ----------
+    arrays : mapping
+        `target`, `split`, `source` (N,), `sources`, as in a `scores.npz`.
+
+    Examples
+    --------
+    >>> arrays = {"target": np.array([0, -1, -1]), "split": np.zeros(3, int), "source": np.array([0, 1, 2])}
+    >>> [(name, mask.tolist()) for name, mask in by_unknown_source(arrays | {"sources": ["digits", "noise", "letters"]})]
+    [('noise', [True, True, False]), ('letters', [True, False, True])]
+    """
+    test, unknown = arrays["split"] == TEST, arrays["target"] < 0
+    for source in np.unique(arrays["source"][test & unknown]):
+        yield str(arrays["sources"][source]), test & (~unknown | (arrays["source"] == source))
 
 
 def evaluate_file(path) -> dict[str, dict[str, float]]:

@@ -222,11 +222,11 @@ def f1_threshold(runs):
     low, high = shown_range(values, log)
     even = np.geomspace(low, high, 90) if log else np.linspace(low, high, 90)
     tried = np.unique(np.r_[even, np.quantile(values, np.linspace(0, 1, 90))])
-    decisions = [metrics.decide(part["prediction"], values, threshold) for threshold in tried]
+    found = metrics.f1_at_thresholds(part["target"], part["prediction"], values, tried, classes)
     lines = {
-        "macro-F1 over known classes and unknown": [metrics.macro_f1(part["target"], d, classes) for d in decisions],
-        "open-set F-measure (known classes, macro)": [metrics.open_f(part["target"], d, classes).macro for d in decisions],
-        "F1 of unknown alone": [metrics.class_report(part["target"], d, classes).f1[-1] for d in decisions],
+        "macro-F1 over known classes and unknown": found.macro,
+        "open-set F-measure (known classes, macro)": found.open_f,
+        "F1 of unknown alone": found.unknown,
     }
     figure = style.new_figure()
     axes = style.dress(figure.add_subplot(), "F1 against the threshold", "accepted = unknown score below the threshold",
@@ -252,10 +252,9 @@ def _f1_of_several(groups: dict[str, list[dict]]):
         curves = []
         for part in members:
             known = part["unknown_score"][part["target"] >= 0]
-            tried = [metrics.threshold_accepting(known, share) for share in shares]
-            classes = len(part["class_names"])
-            decisions = [metrics.decide(part["prediction"], part["unknown_score"], threshold) for threshold in tried]
-            curves.append((shares, np.array([metrics.macro_f1(part["target"], d, classes) for d in decisions])))
+            tried, classes = metrics.threshold_accepting(known, shares), len(part["class_names"])
+            found = metrics.f1_at_thresholds(part["target"], part["prediction"], part["unknown_score"], tried, classes)
+            curves.append((shares, found.macro))
         best = interval_cell(float(heights.max()) for _, heights in curves)
         draw_group(axes, curves, shares, index, f"{label}  highest {best}".strip())
     axes.axvline(0.95, color=style.FAINT, linewidth=1, linestyle=":")

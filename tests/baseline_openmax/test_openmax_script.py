@@ -90,3 +90,9 @@ def test_sweep_values_take_the_type_of_the_setting():
     assert parse_sweep(["translation=1,10000", "alpha=3"], SETTINGS) == {"translation": [1.0, 10000.0], "alpha": [3]}
     with pytest.raises(UserError, match="has no values"):
         parse_sweep(["alpha="], SETTINGS)
+
+
+def test_dry_run_of_a_sweep_starts(run, own_run):
+    """A dry run has too few right images for the smallest tail; every setting is tried all the same."""
+    done = run("test.py", "--run_dir", own_run, "--score", "mls", "--sweep", "tail_size=10,20", "--dry_run")
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from baseline_openmax.model import Classifier, mirrored
-from common.backbones import BACKBONES, Normalise, SpeedNet
+from common.backbones import BACKBONES, GlobalBatchNorm2d, Normalise, SpeedNet
+from common.errors import UserError
 
 SIZES = {"convnet8": 8, "convnet28": 28, "vgg": 32, "speednet": 32, "resnet18": 32}
 MAPS = {"convnet8": (64, 4, 4), "convnet28": (32, 7, 7), "vgg": (256, 4, 4), "speednet": (256, 3, 3), "resnet18": (512, 4, 4)}
@@ -67,3 +68,13 @@ def test_speed_logits_have_no_bias_and_are_scaled():
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert net.classifier.bias is None
     torch.testing.assert_close(net(images), net.classifier(net.features(images)) / 9)
+
+
+def test_norms_that_processes_cannot_share_are_refused():
+    from common.devices import refuse_local_norms
+
+    shared = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    GlobalBatchNorm2d.convert(shared)
+    refuse_local_norms(shared)
+    with pytest.raises(UserError, match=r"BatchNorm1d, which cannot be shared.*--devices 1"):
+        refuse_local_norms(torch.nn.Sequential(*shared, torch.nn.BatchNorm1d(4)))

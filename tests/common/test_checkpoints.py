@@ -123,3 +123,12 @@ def test_manifest_expects_what_the_records_hold():
         found = checkpoints.expected_metrics(entry["trained_sha256"])
         assert entry["expected"] == found, f"{name}: run python -m common.checkpoints expect"
         assert found or "ae.py" in entry["trained_by"], f"{name} has no record"
+
+
+def test_start_weights_have_one_origin_however_they_are_named(monkeypatch):
+    """A name of the manifest, its file, and the file by another path are the same trained network."""
+    name, entry = next((key, value) for key, value in checkpoints.read_manifest().items() if len(value["files"]) == 1)
+    file = checkpoints.FOLDER / entry["files"][0]["file"]
+    monkeypatch.chdir(checkpoints.FOLDER.parent)
+    places = (name, file, Path("checkpoints") / file.name, Path("common") / ".." / "checkpoints" / file.name)
+    assert {checkpoints.origin(place) for place in places} == {entry["trained_sha256"]}

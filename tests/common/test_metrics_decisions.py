@@ -13,6 +13,7 @@ from common.metrics import (
     confusion,
     decide,
     decide_argmax,
+    f1_at_thresholds,
     macro_f1,
     macro_f1_oracle,
     one_vs_rest,
@@ -53,6 +54,19 @@ def test_oracle_equals_a_search_over_all_thresholds(data):
     best = macro_f1_oracle(target, prediction, score, 3)
     assert best.value == pytest.approx(expected, abs=1e-14)
     assert macro_f1(target, decide(prediction, score, best.threshold), 3) == best.value
+
+
+@unhurried
+@given(samples(), st.lists(st.sampled_from([-1.0, 0.0, 2.0, 2.5, 6.0, 7.0]), max_size=6))
+def test_f1_at_thresholds_is_that_of_each_threshold(data, thresholds):
+    target, prediction, score = data
+    decisions = [decide(prediction, score, threshold) for threshold in thresholds]
+    found = f1_at_thresholds(target, prediction, score, thresholds, 3)
+    np.testing.assert_allclose(found.macro, [macro_f1(target, decision, 3) for decision in decisions], atol=1e-14)
+    np.testing.assert_allclose(found.unknown, [class_report(target, decision, 3).f1[-1] for decision in decisions], atol=1e-14)
+    np.testing.assert_allclose(found.open_f, [open_f(target, decision, 3).macro for decision in decisions], atol=1e-14)
+    one_sided = f1_at_thresholds(target.clip(0), prediction, score, thresholds, 3)
+    assert all(values.shape == (len(thresholds),) and np.isnan(values).all() for values in one_sided)
 
 
 @unhurried

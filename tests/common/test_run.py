@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,3 +194,33 @@ def test_resume_before_the_first_saved_state_begins_anew_with_the_same_flags(tmp
     assert train(directory, "--max_epochs", "3", "--resume", check=False).returncode == 2
     train(directory, "--max_epochs", "2", "--resume")
     assert [json.loads(line)["epoch"] for line in (directory / "log.jsonl").open()] == [0, 1]
+
+
+def test_a_continued_run_says_what_each_part_was_computed_with(whole, tmp_path):
+    """Program and arithmetic of the beginning and of now; a run goes on in the arithmetic it began with."""
+    directory = tmp_path / "run"
+    train(directory, *SHORT, "--precision", "auto", "--time_limit", "0")
+    state = torch.load(directory / "state.pt", weights_only=True)
+    here = state["precision"]
+    torch.save(state | {"precision": "bf16" if here == "fp32" else "fp32"}, directory / "state.pt")
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps(meta | {"code_version": "000000000000"}))
+    done = train(directory, *SHORT, "--precision", "auto", "--resume")
+    assert "note: the run began with program 000000000000 and goes on with" in done.stdout
+    assert f"note: continuing in {'bf16' if here == 'fp32' else 'fp32'} as the run began" in done.stdout
+    first, second = json.loads((directory / "meta.json").read_text())["sessions"]
+    assert first["precision"] == here != second["precision"] and first["code_version"] == second["code_version"]
+    assert json.loads((directory / "meta.json").read_text())["code_version"] == "000000000000"
+
+
+def test_what_a_killed_process_half_wrote_goes_away(tmp_path):
+    train(tmp_path / "run", "--max_epochs", "1")
+    (tmp_path / "run" / "state.pt.12345.part").write_bytes(b"torn")
+    train(tmp_path / "run", "--max_epochs", "1", "--resume")
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967295"])
+def test_seeds_that_no_generator_takes_are_refused_in_one_line(tmp_path, seed):
+    done = train(tmp_path / "run", "--seed", seed, check=False)
+    assert done.returncode == 2 and "expected a whole number from 0 to" in done.stderr and not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Streamed sets of a thousand classes, frozen backbones and their feature caches: equal to plain computation, resumable."""
 
+import itertools
 import json
 import os
 import signal
@@ -332,3 +333,20 @@ def test_an_environment_variable_places_a_set(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("OSR_LARGE_OOD_PATH", str(tree / "ood"))
     place_data_sets(parse_arguments([]))
     assert len(open_folder("inaturalist", False, data_root(tmp_path))) == UNKNOWN
+
+
+def test_loaded_backbones_are_not_whitened_anew(tmp_path):
+    """speednet's first layer is made from the training images, unless weights say what it is."""
+    generator = np.random.default_rng(0)
+    for part, kind, number in itertools.product(("train", "test"), "ab", range(30)):
+        place = tmp_path / "own" / part / kind / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place)
+    flags = ["--known_dataset", f"folder:{tmp_path}/own@32", "--split", "all", "--backbone", "speednet", "--model", "linear",
+             "--max_epochs", "1", "--batch_size", "16", "--without_gram"]  # fmt: skip
+    main.main([*flags, "--run_dir", str(tmp_path / "whole")])
+    main.main([*flags, "--method", "cssr_ft", "--backbone_weights", str(tmp_path / "whole"), "--augment", "simple",
+               "--run_dir", str(tmp_path / "frozen"), "--feature_dir", str(tmp_path / "features")])  # fmt: skip
+    before, after = (checkpoints.load_weights(tmp_path / name, paper="cssr")[0] for name in ("whole", "frozen"))
+    names = [name for name in before if name.startswith("backbone.")]
+    assert names and all(torch.equal(before[name], after[name]) for name in names)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from made_data import replace_data
 
+from common import checkpoints
 from common.checkpoints import load_weights
 from common.errors import UserError
 from vmdls import original_files
@@ -45,7 +46,7 @@ def test_a_foreign_network_is_brought_over(backbone, dataset, rename, tmp_path, 
     shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
     source = network(backbone, shape, 1)
     torch.save({"state_dict": foreign(source, rename), "epoch": 3}, tmp_path / "net.ckpt")
-    assert original_files.is_original(str(tmp_path / "net.ckpt"))
+    assert checkpoints.is_torch_file(str(tmp_path / "net.ckpt"))
     args = flags(tmp_path, known_dataset=dataset, enc_type=backbone)
     path = original_files.imported(str(tmp_path / "net.ckpt"), args, tmp_path / "imported")
     said = capsys.readouterr().out
@@ -55,7 +56,7 @@ def test_a_foreign_network_is_brought_over(backbone, dataset, rename, tmp_path, 
         if not name.startswith(("normalise", "class_means")):
             assert torch.equal(tensors[name], tensor), name
     assert header["data"]["validation_share"] == 0 and len(header["class_names"]) == 10
-    assert not original_files.is_original(str(path))
+    assert not checkpoints.is_torch_file(str(path))
     # Training goes on from it: main.py --checkpoint_path compares the header with its own settings.
     from vmdls.recipe import Weights, load_model
 
