@@ -84,7 +84,7 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
         rebuilt = sum(ledger.source_of(r, answer.unknown) != answer.unknown for r in found)
         if rebuilt:
             remarks.append("rebuilt data" if rebuilt == len(found) else f"rebuilt data in {rebuilt}")
-        text = "; ".join([judged(row, mean, half), *remarks])
+        text = "; ".join([judged(row, mean, None if missing else half), *remarks])
         return Comparison(mean, half, beside, len(values), answer.recipe.id, text)
     if not row.answers:
         return Comparison(None, None, None, 0, "", f"not comparable: {row.reason}")
@@ -94,7 +94,7 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
 
 
 def judged(row: ledger.Row, mean: float, half: float | None) -> str:
-    """`reproduced` within the margin, else `better` or `worse by`, and whether the interval, which may be wide, holds it."""
+    """`reproduced` within the margin, else `better` or `worse by`, and whether the interval (half of it), often wide, holds it."""
     if row.published is None:
         return "no published value"
     difference = mean - row.published
@@ -161,13 +161,17 @@ def as_csv(book: ledger.Ledger) -> str:
 
 
 def summary(books: list[ledger.Ledger]) -> str:
-    """How many rows there are and what became of them, as a Markdown table."""
+    """How many rows there are and what became of them, as a Markdown table; of those judged, how many by recalled values."""
     kinds = (*JUDGED, "no published value", "not run", "data missing", "not comparable")
     rows = []
     for book in books:
-        verdicts = [compared(row, absent_data(book)).verdict for row in book.rows]
-        counts = [sum(verdict.startswith(kind) for verdict in verdicts) for kind in kinds]
-        rows.append([book.paper, str(len(book.rows)), *map(str, counts)])
+        verdicts = [(compared(row, absent_data(book)).verdict, row.certainty) for row in book.rows]
+        cells = []
+        for kind in kinds:
+            found = [certainty for verdict, certainty in verdicts if verdict.startswith(kind)]
+            recalled = found.count("recalled") if kind in JUDGED else 0
+            cells.append(f"{len(found)} ({recalled} recalled)" if recalled else str(len(found)))
+        rows.append([book.paper, str(len(book.rows)), *cells])
     return results.table_of(["paper", "rows", *kinds], rows)
 
 
@@ -188,8 +192,8 @@ in the pages or files of a released program, `recomputed` = computed from such f
 `no paper` = a row of this repository. *Ours*: mean ± half of the 95 % t-interval over splits and
 seeds (a split that a published list holds twice is one observation of it). The verdict is `reproduced` when the published value
 lies within .010 (AUROC, accuracy, OSCR) or .020 (other metrics) of ours, `in the interval` when it is farther away but inside
-the interval, which is wide where splits differ; remarks behind it name a reduced recipe, missing runs, or data that were
-rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images. Every
+the interval over all runs of its recipe, which is wide where splits differ: undecided rather than confirmed. Remarks behind it
+name a reduced recipe, missing runs, or data that were rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images. Every
 metric of every recorded score is in [scores/](scores/)."""
 
 

@@ -221,6 +221,10 @@ def test_remarks_of_a_verdict(records_of):
     assert found.half is None and found.ours == ".900"
 
 
+def test_an_interval_over_some_of_the_runs_confirms_nothing(records_of):
+    assert comparison.compared(records_of(0.9, [0.84, 0.94, 0.86], wanted=5)).verdict == "worse by .020; 3 of 5 runs"
+
+
 def test_a_papers_macro_f1_stands_beside_the_honest_one(records_of):
     assert comparison.compared(records_of(0.9, [0.9], metric="macro_f1_argmax")).honest == 0.25
     assert comparison.compared(records_of(0.9, [0.9])).honest is None
