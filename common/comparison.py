@@ -94,7 +94,7 @@ def compared(row: ledger.Row, absent: frozenset[str] = frozenset()) -> Compariso
 
 
 def judged(row: ledger.Row, mean: float, half: float | None) -> str:
-    """`reproduced` within the margin, else `better` or `worse by`, and whether the interval (half of it), often wide, holds it."""
+    """`reproduced` within the margin, else `better` or `worse by`, and whether the interval (half of it), if wide, holds it."""
     if row.published is None:
         return "no published value"
     difference = mean - row.published
@@ -193,8 +193,8 @@ in the pages or files of a released program, `recomputed` = computed from such f
 seeds (a split that a published list holds twice is one observation of it). The verdict is `reproduced` when the published value
 lies within .010 (AUROC, accuracy, OSCR) or .020 (other metrics) of ours, `in the interval` when it is farther away but inside
 the interval over all runs of its recipe, which is wide where splits differ: undecided rather than confirmed. Remarks behind it
-name a reduced recipe, missing runs, or data that were rebuilt. Beside a macro-F1 in a paper's convention stands the one whose threshold comes from held-out known images. Every
-metric of every recorded score is in [scores/](scores/)."""
+name a reduced recipe, missing runs, or data that were rebuilt. Beside a macro-F1 in a paper's convention stands the one whose
+threshold comes from held-out known images. Every metric of every recorded score is in [scores/](scores/)."""
 
 
 HEAD_TO_HEAD = """## Head to head

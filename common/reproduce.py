@@ -21,6 +21,7 @@ from pathlib import Path
 from common import ledger, results, staleness
 from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import TimeUp, UserError, nearest
+from common.files import write_json
 
 NEXT_SPLIT = 0.85  # a further split or seed is worth this much of the one before
 # Half precision moves a stored network's scores a little; measured differences are below a third of this.
@@ -41,7 +42,8 @@ def get_args_parser() -> ScriptParser:
     running.add_argument("--open", action="store_true", help="all open runs, most valuable first")
     running.add_argument("--stale", action="store_true", help="run again what is stale, too")
     running.add_argument("--again", action="store_true",
-                         help=f"train recorded runs anew (as RUN{AGAIN}) and compare with their records, which stay as they are")
+                         help=f"train recorded runs anew (as RUN{AGAIN}) and compare with their records, which stay as they are;"
+                         " writes results/reruns/RUN.json")
     running.add_argument("--time_limit", type=float, metavar="MINUTES", help="stop after this long, to be repeated")
     running.add_argument("--resume", action="store_true", help="always done: an interrupted run goes on where it stopped")
     running.add_argument("--device", help="passed on to the scripts")
@@ -257,8 +259,21 @@ def run_job(args, book: ledger.Ledger, job: ledger.Job, left: float | None, pass
     execute([*test, *passed_on])
     if not args.again:
         return True
-    now = json.loads((own / "metrics.json").read_text())["scores"]
-    return compared_with_records(job.name, records_of(book, job), now, TOLERANCE_OF_TRAINING)
+    found, now = records_of(book, job), json.loads((own / "metrics.json").read_text())["scores"]
+    write_json(ROOT / "results" / "reruns" / f"{job.name}.json", rerun(own, found, now))
+    return compared_with_records(job.name, found, now, TOLERANCE_OF_TRAINING)
+
+
+def rerun(directory: Path, found: list[dict], now: dict[str, dict]) -> dict:
+    """Where a recorded run was trained, where anew, and what each metric is now minus what it was, by score and unknown set."""
+    meta = json.loads((directory / "meta.json").read_text())
+    moved = {entry["method"]: {source: {name: round(again[source][name] - values[name], 6) for name in TOLERANCE_OF_TRAINING
+                                        if None not in (again[source][name], values[name])}
+                               for source, values in entry["metrics"].items()}
+             for entry in found for again in [now[entry.get("score", entry["method"])]]}  # fmt: skip
+    where = ("device_name", "precision", "threads", "code_version")
+    return {"recorded": {name: found[0][name] for name in where}, "again": {name: meta[name] for name in where},
+            "command": meta["command"], "now_minus_recorded": moved}  # fmt: skip
 
 
 def begun_otherwise(directory: Path, job: ledger.Job, code) -> bool:

@@ -113,6 +113,9 @@ def test_a_row_is_run_recorded_compared_and_verified(house):
     assert "digits-pcssr-first-6-s0: pcssr-fused as recorded; largest difference 0.01 (auroc" in again.stdout
     assert "digits-pcssr-first-6-s1: pcssr-fused as recorded, to the digit" in again.stdout
     assert "digits-pcssr-first-6-s2: no record to compare with" in again.stdout
+    said = json.loads((house.folder / "results/reruns/digits-pcssr-first-6-s0.json").read_text())
+    moved = said["now_minus_recorded"]["pcssr-fused"]["digits-unknown"]
+    assert moved == {"closed_accuracy": 0.0, "auroc": 0.01, "oscr": 0.0} and said["again"]["precision"] == "fp32"
     record["metrics"]["digits-unknown"]["auroc"] -= 0.04
     path.write_text(json.dumps(record))
     again = reproduce_in(house, "run", "digits-pcssr", "--again", "--seeds", "0")
