@@ -105,8 +105,8 @@ def _add_optimisation(parser: ScriptParser) -> None:
     optimisation.add_argument("--batch_size", type=positive_int, default=64, help="images a step, all processes together")
     optimisation.add_argument("--optimizer", choices=("sgd", "adam", "adamw", "speed"), default="sgd",
                               help="speed: the parameter groups of common/recipes.py")
-    optimisation.add_argument("--rate", type=float, default=0.05, help="learning rate; speed: per 1,024 images")
-    optimisation.add_argument("--momentum", type=float, default=0.9, help="momentum of sgd and speed")
+    optimisation.add_argument("--rate", type=non_negative, default=0.05, help="learning rate; speed: per 1,024 images")
+    optimisation.add_argument("--momentum", type=non_negative, default=0.9, help="momentum of sgd and speed")
     optimisation.add_argument("--weight_decay", type=non_negative, default=1e-4, help="weight decay")
     optimisation.add_argument("--schedule", choices=("constant", "cosine", "triangular", "onecycle", "step", "restarts"),
                               default="onecycle", help="course of the learning rate over all steps")

@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.arguments import ROOT
+
 FILE = "weights_best.safetensors"
 FOLDER = "best"
 
 
 def best_of_run(where: str | Path) -> Path | None:
-    """The best weights of a run, named by their file or by the folder of their results (`RUN/best`); None for anything else."""
-    path = Path(where)
+    """The best weights of a run, named by their file or by the folder of their results (`RUN/best`); None for anything else.
+
+    RUN is a path, or the name the run was saved under.
+    """
+    named = ROOT / "runs" / "baseline_openmax" / where
+    path = named if named.exists() and not Path(where).exists() else Path(where)
     file = path if path.name == FILE else path.parent / FILE if path.name == FOLDER else None
     return file if file is not None and file.is_file() and (file.parent / "config.json").exists() else None
 

@@ -19,7 +19,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show the default of every flag, except where there is none to show."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or action.const is False:
             return action.help
         return super()._get_help_string(action)
 
@@ -133,5 +133,6 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print("interrupted; training goes on from the last saved state with --resume and the run's --run_dir", file=sys.stderr)
+        print("interrupted; the same command with --resume goes on from the last saved state (--save_every), if it names its run"
+              " with --save or --run_dir", file=sys.stderr)
         sys.exit(130)

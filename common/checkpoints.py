@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,17 @@ def _read_file(path: Path) -> tuple[dict, dict]:
     return tensors, {key: json.loads(value) for key, value in metadata.items() if key != "format"}
 
 
+def continuation(directory: Path) -> str:
+    """The command that goes on with a run: its own, as meta.json has it, with `--resume`; empty if there is none."""
+    meta = Path(directory) / "meta.json"
+    if not meta.exists():
+        return ""
+    words = shlex.split(json.loads(meta.read_text())["command"])
+    named = [] if {"--save", "--run_dir"} & {word.partition("=")[0] for word in words} else ["--run_dir", str(directory)]
+    again = [] if "--resume" in words else ["--resume"]
+    return shlex.join([word for word in words if word != "--overwrite"] + named + again)
+
+
 def is_torch_file(where: str | Path) -> bool:
     """Whether a path is a file that `torch.save` wrote, not one of this repository's."""
     path = Path(where)
@@ -77,7 +89,8 @@ def find(where: str | Path, folder: Path = FOLDER, trained_by: str = "main.py") 
     if path.is_dir():
         path = path / "weights.safetensors"
         if not path.exists():
-            raise UserError(f"run {where} has no weights.safetensors yet: finish it with {trained_by} --resume")
+            raise UserError(f"run {where} has no weights.safetensors yet: finish it with"
+                            f" {continuation(path.parent) or trained_by + ' --resume'}")
     if path.is_file():
         return [path]
     manifest = read_manifest(folder)

@@ -59,6 +59,8 @@ class Trained:
             raise UserError("name a run with --save or --run_dir, or weights with --checkpoint_path")
         if args.record and (args.dry_run or args.subset):
             raise UserError("--record wants the whole evaluation: leave out --dry_run and --subset")
+        if args.record:
+            refuse_incomplete_training(source)
         self.paper = paper
         source = self._brought_over(args, source)
         self.tensors, self.header = load_weights(source, paper=paper)
@@ -119,6 +121,15 @@ class Trained:
             raise UserError(f"weights do not fit the network of their header: {error}") from None
 
 
+def refuse_incomplete_training(directory) -> None:
+    """A `UserError` if a run was trained on a part of its data only: records are of whole trainings."""
+    config = Path(directory) / "config.json"
+    flags = json.loads(config.read_text()) if config.exists() else {}
+    for flag in ("dry_run", "subset"):
+        if flags.get(flag):
+            raise UserError(f"--record wants a whole training: {directory} was trained with --{flag}")
+
+
 def parts_to_score(args, data, with_train: bool = False):
     """`evaluation_parts`, with the training part when it is asked for or no images were held out."""
     from common.inference import evaluation_parts
@@ -153,8 +164,11 @@ def report(
         for name in names:
             refuse_other_unknown_sets(record_file(args, trained, method(name)), data)
     trained.directory.mkdir(parents=True, exist_ok=True)
-    for stale in trained.directory.glob("scores_*.npz"):
-        stale.unlink()  # scores of an earlier evaluation may be of other unknown sets
+    gone = sorted(stale.stem.removeprefix("scores_") for stale in trained.directory.glob("scores_*.npz"))
+    for name in gone:
+        (trained.directory / f"scores_{name}.npz").unlink()  # an earlier evaluation may be of other unknown sets
+    if lost := [name for name in gone if name not in names]:
+        print(f"note: this evaluation replaces the last one; not scored again (--score would): {', '.join(lost)}")
     all_metrics, thresholds_of = {}, {}
     print(f"{'score':16} {'unknown':28} {'closed accuracy':>15} {'AUROC':>7} {'FPR95':>7} {'OSCR':>7} {'macro-F1':>9}")
     for number, name in enumerate(names):

@@ -23,7 +23,7 @@ def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> tup
     Parameters
     ----------
     paths : sequence of path
-        Files, or folders whose files (not those of folders within) are taken in alphabetical order.
+        Files, or folders whose pictures (not those of folders within) are taken in alphabetical order.
     shape : tuple of int
         `(C, H, W)` with C 1 or 3.
 
@@ -35,15 +35,20 @@ def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> tup
     Raises
     ------
     UserError
-        A path that is not there, a folder without files, or a file that is no picture.
+        A path that is not there, a folder without pictures, or a file that is no picture.
     """
+    from PIL import Image
+
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            if not inside:
-                raise UserError(f"--images: folder {path} holds no files")
-            files += inside
+            pictures = [p for p in inside if p.suffix.lower() in Image.registered_extensions()]
+            if not pictures:
+                raise UserError(f"--images: folder {path} holds no pictures (folders within it are not searched)")
+            if len(pictures) < len(inside):
+                print(f"note: {len(inside) - len(pictures)} of {len(inside)} files in {path} have no picture's name: left out")
+            files += pictures
         elif path.is_file():
             files.append(path)
         else:
@@ -102,5 +107,5 @@ def verdict_lines(
     for name, number, score in zip(names, prediction, unknown_score):
         known = class_names[number]
         said = f"unknown ({known})" if score >= threshold else known
-        lines.append(f"{name:{width}}  {said:24}  {score_name} {score:10.4f}  threshold {threshold:10.4f}")
+        lines.append(f"{name:{width}}  {said:24}  {score_name} {score:12.6g}  threshold {threshold:12.6g}")
     return lines

@@ -44,12 +44,18 @@ def write_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, np.ndarray]:
-    """Read a `scores.npz`; no pickled objects."""
+    """Read a `scores.npz`; no pickled objects. Known classes without names (`class_names`) are numbered."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            arrays = {key: stored[key] for key in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable scores file ({error}); test.py writes it") from None
+    from common.metrics.decisions import number_of_classes
+
+    if "class_names" not in arrays and {"target", "prediction"} <= set(arrays):
+        classes = number_of_classes(arrays["target"], arrays["prediction"], arrays.get("logits"), arrays.get("probabilities"))
+        arrays["class_names"] = np.array([f"class {number}" for number in range(classes)])
+    return arrays
 
 
 def write_compact_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

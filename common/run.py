@@ -18,6 +18,7 @@ Batches depend on (seed, epoch, number) alone, so the interrupted run continues 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.arguments import ROOT
-from common.checkpoints import save_weights
+from common.checkpoints import continuation, save_weights
 from common.devices import Devices
 from common.errors import TimeUp, UserError
 from common.files import atomic, file_name, plain, write_json
@@ -122,6 +123,8 @@ class Run:
         config = plain(vars(args))
         if devices.rank == 0:
             run._claim(config)
+            if args.resume and not (run.directory / "config.json").exists():
+                print("note: there is no run of this name to resume: it begins", flush=True)
         devices.barrier()
         if args.resume and (run.directory / "config.json").exists():
             run._read_state(config)
@@ -287,7 +290,7 @@ class Run:
         limit = self.args.time_limit
         if limit is not None and self.devices.agree(time.monotonic() - self.started > 60 * limit):
             self.save_state()
-            raise TimeUp(f"time limit reached, state saved; continue with --resume --run_dir {self.directory}")
+            raise TimeUp(f"time limit reached, state saved; continue with: {continuation(self.directory)}")
         if time.monotonic() - self.last_save >= self.args.save_every:
             self.save_state()
 
@@ -304,6 +307,9 @@ class Run:
         line |= {name: float(self.devices.mean(total) / max(done, 1)) for name, total in self.sums.items()}
         line |= {name: float(value) for name, value in values.items()}
         line["seconds"] = round(seconds, 3)
+        if not math.isfinite(line.get("loss", 0.0)):
+            raise UserError(f"the loss is {line['loss']} in epoch {self.epoch + 1}: nothing can be learned from here; train anew"
+                            " with a smaller learning rate")
         self.epoch, self.step, self.sums, self.epoch_seconds = self.epoch + 1, 0, {}, 0.0
         if self.devices.rank == 0:
             with open(self.directory / "log.jsonl", "a") as log:

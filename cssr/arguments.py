@@ -74,7 +74,7 @@ def get_args_parser() -> ScriptParser:
     model.add_argument("--projection_dim", type=int, default=-1, help="channels of a 1x1 projection after the backbone; -1: none")
     model.add_argument("--ae_latent", type=int, default=64, help="width of the code (k); 0: one prototype point per class")
     model.add_argument("--ae_hidden", type=positive_int, nargs="*", default=[], help="widths of the auto-encoders' hidden layers")
-    model.add_argument("--gamma", type=float, help="factor on the errors; else .1, linear: 1")
+    model.add_argument("--gamma", type=non_negative, help="factor on the errors; else .1, linear: 1")
     model.add_argument("--error_measure", choices=("L1", "L2"), default="L1", help="norm of the error; L2: squared")
     model.add_argument("--arch_type", choices=("softmax_avg", "avg_softmax"),
                        help="softmax before or after the mean over positions; else before, linear: after")
@@ -99,15 +99,15 @@ def add_optimisation_arguments(parser: ScriptParser) -> None:
     optimisation.add_argument("--batch_size", type=positive_int, default=128, help="images a step, all processes together")
     optimisation.add_argument("--optimizer", choices=("sgd", "speed"), default="sgd",
                               help="speed: the parameter groups of common/recipes.py, the heads in their own")
-    optimisation.add_argument("--rate", type=float, default=0.4, help="learning rate; speed: per 1,024 images")
-    optimisation.add_argument("--head_rate", type=float, default=0.4, help="speed: effective learning rate of the heads")
-    optimisation.add_argument("--momentum", type=float, default=0.0, help="momentum; the paper names .9, the release has none")
+    optimisation.add_argument("--rate", type=non_negative, default=0.4, help="learning rate; speed: per 1,024 images")
+    optimisation.add_argument("--head_rate", type=non_negative, default=0.4, help="speed: effective learning rate of the heads")
+    optimisation.add_argument("--momentum", type=non_negative, default=0.0, help="momentum; the paper: .9, the release: none")
     optimisation.add_argument("--weight_decay", type=non_negative, default=5e-4, help="weight decay of all parameters")
     optimisation.add_argument("--schedule", choices=("multi_step", "constant", "cosine", "triangular", "onecycle"),
                               default="multi_step", help="course of the learning rate")
     optimisation.add_argument("--milestones", type=whole_number, nargs="+", metavar="EPOCH",
                               help="multi_step: epochs of the decays; else .6 and .95 of all (120 and 190 of 200)")
-    optimisation.add_argument("--lr_decay", type=float, default=0.1, help="multi_step: factor at a milestone")
+    optimisation.add_argument("--lr_decay", type=non_negative, default=0.1, help="multi_step: factor at a milestone")
     optimisation.add_argument("--warmup_epoch", type=non_negative, default=0, help="multi_step: epochs of linear warm-up")
     optimisation.add_argument("--average_weights", action="store_true", help="pull weights to a running average every 5 steps")
     optimisation.add_argument("--whitening_bias_epochs", type=whole_number, default=3,

@@ -28,14 +28,17 @@ def rows_of(target, prediction, unknown_score, classes: int) -> np.ndarray:
     return np.column_stack((cuts, rates, 1 - table[:, 2], table))
 
 
-def write_tables(directory: Path, found: Mapping[str, Mapping], first: str, method: str, thresholding: bool) -> Path:
+def write_tables(
+    directory: Path, found: Mapping[str, Mapping], first: str, methods: Mapping[str, str], thresholding: bool
+) -> Path:
     """Write the table of the score `first`, and add to metrics.json what the release reports.
 
-    There: `method`, whose thresholds they are; `cauroc` of every score; `f1_at_95_tpr` of every score, with its threshold.
+    There: `method`, whose table it is; and of every score: `methods`, whose thresholds they are; `cauroc`; `f1_at_95_tpr`, with
+    its threshold.
     Returns the path of the table: `thresholds.csv` with `thresholding`, else `f1_by_threshold.csv`.
     """
     metrics = json.loads((directory / "metrics.json").read_text())
-    metrics |= {"method": method, "cauroc": {}, "f1_at_95_tpr": {}}
+    metrics |= {"method": methods[first], "methods": dict(methods), "cauroc": {}, "f1_at_95_tpr": {}}
     for name, result in found.items():
         arrays = [result[key] for key in ("target", "prediction", "unknown_score")]
         sources = [(source, *(array[kept] for array in arrays)) for source, kept in by_unknown_source(result)]

@@ -60,7 +60,7 @@ def main(argv=None) -> None:
     seconds = time.monotonic() - begun
     methods = {name: evaluation.method(variant) for name, variant in variants.items()}
     report(args, trained, data, list(variants), found.get, seconds, argv, methods.get)
-    print(f"written: {write_tables(trained.directory, found, first, methods[first], args.thresholding)}")
+    print(f"written: {write_tables(trained.directory, found, first, methods, args.thresholding)}")
     if rebuilder is not None:
         remember_weights(trained.directory, weights, evaluation.largest)
     if not args.no_report and not args.dry_run:
@@ -106,9 +106,10 @@ def judge_images(args, trained, model, rebuilder, weights, devices) -> None:
             raise UserError(f"the last evaluation did not use the auto-encoder {weights}: evaluate once without --images")
         evaluation.largest = used["largest_training_error"]
     evaluation.prepare([variant])
-    if last.get("method", name) != evaluation.method(variant):
-        raise UserError(f"the last evaluation was of {last['method']}: evaluate again without --transductive, with the same"
-                        " --score and the same flags of the statistics")  # fmt: skip
+    method = last.get("methods", {}).get(name, name)
+    if method != evaluation.method(variant):
+        raise UserError(f"the last evaluation was of {method}: evaluate again without --transductive, with the same flags of the"
+                        " statistics")  # fmt: skip
     arrays = apply_batched(outputs_of(model, rebuilder, devices), pixels, devices.device, args.batch_size)
     require_finite(arrays["features"], "images")
     arrays["split"] = np.full(len(pixels), TEST, np.int8)

@@ -144,6 +144,8 @@ def _from_list(dataset: str, count: int, classes: list[int]) -> Split:
     outside = sorted(k for k in classes if not 0 <= k < count)
     if outside:
         raise UserError(f"known classes of {dataset}: 0 to {count - 1} exist, got {', '.join(map(str, outside[:5]))}")
+    if len(classes) == 1:
+        raise UserError(f"known classes of {dataset}: two at least, got {classes[0]} alone (first-3: the first three)")
     known = tuple(sorted(classes))
     return Split(dataset, format_classes(known), known, _rest(count, known), "known classes as given")
 

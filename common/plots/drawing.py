@@ -39,7 +39,7 @@ def compared(runs: list[StoredRun], score: str | None = None) -> dict:
     """Return what the curve functions take for several runs: repetitions joined; one run: each of its scores."""
     if len(runs) == 1:
         return dict(runs[0].scores) if score is None else {score: pick(runs[0], score)}
-    return {label: [pick(run, score) for run in members] for label, members in grouped(runs).items()}
+    return {label: [pick(run, score) for run in members] for label, members in grouped(runs, score).items()}
 
 
 def draw_run(run: StoredRun, folder: Path, score: str | None = None, seed: int = 0, svg: bool = False,

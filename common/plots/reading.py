@@ -66,8 +66,12 @@ def locate(where: str | Path, paper: str | None = None) -> Path:
     where = Path(where)
     if where.suffix == ".npz" and where.is_file():
         return where
-    candidates = [where, ROOT / "runs" / where, *sorted((ROOT / "runs").glob(f"{paper or '*'}/{where.name}"))]
-    found = [path for path in candidates if path.is_dir()]
+    candidates = [where, ROOT / "runs" / where]
+    named = sorted((ROOT / "runs").glob(f"{paper or '*'}/{where.name}")) if len(where.parts) == 1 else []
+    if len(named) > 1 and not any(path.is_dir() for path in candidates):
+        said = ", ".join(str(path.relative_to(ROOT)) for path in named)
+        raise UserError(f"several runs are named {str(where)!r}, say which: {said}")
+    found = [path for path in (*candidates, *named) if path.is_dir()]
     for path in found:
         if (path / "scores.npz").is_file():
             return path
@@ -109,15 +113,19 @@ def pick(run: StoredRun, score: str | None) -> dict[str, np.ndarray]:
     return run.scores[score]
 
 
-def grouped(runs: list[StoredRun]) -> dict[str, list[StoredRun]]:
-    """Join runs that differ only in seed or split (their curves become a mean with a band); keys are labels."""
+def grouped(runs: list[StoredRun], score: str | None = None) -> dict[str, list[StoredRun]]:
+    """Join runs that differ only in seed or split (their curves become a mean with a band); keys are labels.
+
+    Runs whose score (`score`, else each one's own) or unknown sets differ are never joined.
+    """
     from common.run import FREE_FLAGS
 
     groups: dict[str, list[StoredRun]] = {}
     for run in runs:
         kept = {k: v for k, v in run.config.items() if k not in FREE_FLAGS | REPETITION_FLAGS}
         # A run without a config cannot be told to be a repetition of anything.
-        key = json.dumps([run.meta.get("paper"), kept], sort_keys=True) if run.config else str(run.path.resolve())
+        scored = [score or next(iter(run.scores)), [str(source) for source in pick(run, score).get("sources", ())]]
+        key = json.dumps([run.meta.get("paper"), scored, kept], sort_keys=True) if run.config else str(run.path.resolve())
         groups.setdefault(key, []).append(run)
     labelled: dict[str, list[StoredRun]] = {}
     for members in groups.values():

@@ -211,3 +211,15 @@ def test_openmax_records_name_what_is_not_the_default():
     settings = {"openmax": {"tail_size": 50, "alpha": 6, "distance": "cosine", "softmax": "after"}}
     assert record_method("openmax", settings, 6) == "openmax-tail50-distance_cosine"
     assert record_method("mls", settings, 6) == "mls"
+
+
+@pytest.mark.parametrize("flag", [["--dry_run"], ["--subset", "300"]])
+def test_records_are_of_whole_trainings(run, tmp_path, flag):
+    assert run("main.py", "--run_dir", tmp_path / "part", "--max_epochs", "1", *flag).returncode == 0
+    done = run("test.py", "--run_dir", tmp_path / "part", "--record", "check")
+    assert done.returncode == 2 and f"was trained with {flag[0]}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_evaluation_says_which_scores_it_replaces(run, own_run):
+    done = run("test.py", "--run_dir", own_run, "--score", "mls", "msp", "--no_report")
+    assert "not scored again (--score would): energy, entropy, margin, openmax" in done.stdout, done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,29 @@ def test_the_command_line_lists_and_verifies_them(digits):
     verified = run("verify", "folder:Scans@1x8", "folder:strange ones@8")
     assert verified.returncode == 0 and verified.stdout.count("ok ") == 3, verified.stdout
     assert "no folder nowhere" in run("verify", "folder:nowhere").stderr
+
+
+DOCUMENTED = [line.strip() for file in ("data/README.md", "README.md") for line in (ROOT / file).read_text().splitlines()
+              if "main.py" in line and "folder:leaves" in line]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_documented_commands_train(line, tmp_path):
+    """Thirty small pictures a class are enough for every command that the documents show."""
+    generator = np.random.default_rng(0)
+    for kind, level in (("oak", 60), ("rose", 120), ("fern", 180)):
+        for part, count in (("train", 30), ("test", 6)):
+            for number in range(count):
+                noise = generator.integers(0, 60, (36, 40, 3), dtype=np.uint8)
+                write(tmp_path / "leaves" / part / kind / f"{number}.png", noise + np.uint8(level))
+    words = shlex.split(line, comments=True)[1:]
+    environment = os.environ | {"OSR_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    place = ["--max_epochs", "1", "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *words, *place], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(DOCUMENTED) == 3
+
+
+def test_one_class_is_no_classifier(digits):
+    with pytest.raises(UserError, match=r"two at least, got 3 alone \(first-3: the first three\)"):
+        find_split("digits", "3")

@@ -65,11 +65,13 @@ def test_orientation_tag_is_obeyed(tmp_path):
     np.testing.assert_array_equal(read_images([tmp_path / "a.png"], (1, 8, 8))[1][0, 0], GREY[::-1, ::-1])
 
 
-def test_folders_are_read_in_order(tmp_path):
+def test_folders_are_read_in_order_and_other_files_left_out(tmp_path, capsys):
     for number in (2, 0, 1):
         Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.txt").write_text("0.png")
     names, pixels = read_images([tmp_path], (1, 8, 8))
     assert pixels[:, 0, 0, 0].tolist() == [0, 1, 2] and len(names) == 3
+    assert "1 of 4 files" in capsys.readouterr().out
 
 
 def test_what_is_no_picture_is_one_line(tmp_path):
@@ -77,8 +79,10 @@ def test_what_is_no_picture_is_one_line(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:600])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "list.txt").write_text("a.png")
     for name, expected in (("text.png", "not a picture"), ("cut.png", "not a picture"), ("none.png", "is not there"),
-                           ("empty", "holds no files")):  # fmt: skip
+                           ("empty", "holds no pictures"), ("papers", "holds no pictures")):  # fmt: skip
         with pytest.raises(UserError, match=expected) as caught:
             read_images([tmp_path / name], (1, 8, 8))
         assert "\n" not in str(caught.value)

@@ -268,3 +268,28 @@ def test_no_window_system_and_no_global_figures(tmp_path):
             f"main([r'{tmp_path}']); assert 'matplotlib.pyplot' not in sys.modules")  # fmt: skip
     done = run_cli("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_runs_of_other_scores_or_unknown_sets_are_no_repetitions(tmp_path):
+    elsewhere = make_scores(2) | {"sources": np.array([f"other {name}" for name in make_scores(2)["sources"]])}
+    runs = [write_run(tmp_path / f"net-s{seed}", scores, seed=seed) for seed, scores in enumerate((make_scores(0), elsewhere))]
+    assert [len(members) for members in reading.grouped([reading.read_run(run) for run in runs]).values()] == [1, 1]
+
+
+def test_a_name_that_several_papers_runs_have_is_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "ROOT", tmp_path)
+    for paper in ("crosr", "cssr"):
+        write_run(tmp_path / "runs" / paper / "digits", make_scores(0))
+    with pytest.raises(UserError, match=r"several runs are named 'digits', say which: runs/crosr/digits, runs/cssr/digits"):
+        reading.locate("digits")
+    assert reading.locate("digits", "cssr") == tmp_path / "runs" / "cssr" / "digits" == reading.locate("cssr/digits")
+
+
+def test_scores_of_other_programs_need_three_arrays(tmp_path):
+    """docs/metrics.md: target, prediction, unknown_score; known classes get numbers for names."""
+    scores = make_scores(0)
+    np.savez(tmp_path / "theirs.npz", **{name: scores[name] for name in ("target", "prediction", "unknown_score")})
+    run = reading.read_run(tmp_path / "theirs.npz")
+    assert run.own_scores["class_names"][0] == "class 0"
+    drawn = drawing_module.draw_run(run, tmp_path / "figures")
+    assert drawn and all(Path(path).exists() for path in drawn)

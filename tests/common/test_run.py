@@ -224,3 +224,23 @@ def test_what_a_killed_process_half_wrote_goes_away(tmp_path):
 def test_seeds_that_no_generator_takes_are_refused_in_one_line(tmp_path, seed):
     done = train(tmp_path / "run", "--seed", seed, check=False)
     assert done.returncode == 2 and "expected a whole number from 0 to" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_messages_name_the_command_that_goes_on(tmp_path):
+    """As it was typed, and with the run's directory where the command did not name one; the command then works."""
+    done = train(tmp_path / "run", "--max_epochs", "500", "--time_limit", "0")
+    said = done.stdout.rpartition("continue with: ")[2].strip()
+    assert said.startswith("python baseline_openmax/main.py") and "--max_epochs 500" in said and said.endswith("--resume")
+    unfinished = subprocess.run([sys.executable, "baseline_openmax/test.py", "--run_dir", str(tmp_path / "run")], cwd=ROOT,
+                                capture_output=True, text=True)  # fmt: skip
+    assert unfinished.returncode == 2 and said in unfinished.stderr
+    again = subprocess.run([sys.executable, *said.split()[1:], "--time_limit", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("paper", ["baseline_openmax", "cssr"])
+def test_a_loss_that_is_no_number_ends_the_run(paper, tmp_path):
+    done = subprocess.run([sys.executable, f"{paper}/main.py", "--known_dataset", "digits", "--rate", "1e9", "--max_epochs", "3",
+                           "--run_dir", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and "with a smaller learning rate" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "weights.safetensors").exists()

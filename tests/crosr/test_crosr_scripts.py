@@ -247,7 +247,7 @@ def test_own_pictures_are_judged(own, tmp_path, capsys):
     script.main(["--run_dir", str(own), "--tail_size", "20", "--apply_softmax_before", "--images", *pictures])
     lines = [line for line in capsys.readouterr().out.splitlines() if ".png" in line]
     threshold = json.loads((own / "metrics.json").read_text())["thresholds"]["crosr"]["validation"]
-    assert len(lines) == 2 and all(f"threshold {threshold:10.4f}" in line for line in lines)
+    assert len(lines) == 2 and all(f"threshold {threshold:12.6g}" in line for line in lines)
     assert lines[0].split()[1] == "0"
     (own / "metrics.json").unlink()
     with pytest.raises(UserError, match="evaluate it once without --images"):
