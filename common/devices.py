@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import sys
 
@@ -129,6 +130,12 @@ class Devices:
             return parallel if optimizer is None else (parallel, self.fabric.setup_optimizers(optimizer))
         called = torch.compile(model) if self.compile else model
         return called if optimizer is None else (called, optimizer)
+
+    def exact(self) -> Devices:
+        """The same devices in fp32, as test.py scores by default: for statistics that scores are compared with."""
+        other = copy.copy(self)
+        other.precision = "fp32"
+        return other
 
     def autocast(self):
         """Context in which the network computes."""

@@ -270,7 +270,7 @@ def main(argv=None) -> None:
               "data": {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
                        "validation_share": args.validation_share, "subset": args.subset}}  # fmt: skip
     if devices.rank == 0:
-        statistics = training_statistics(model.eval(), data.train, devices)
+        statistics = training_statistics(model.eval(), data.train, devices.exact())
         run.finish(model.state_dict() | statistics, header)
         print(f"trained: {run.directory}")
 

@@ -125,7 +125,7 @@ def main(argv=None) -> None:
     special = {key: getattr(args, key) for key in ("unknown_sets", "image_size", "feature_views")}
     header["data"] |= {key: value for key, value in special.items() if value is not None}
     header |= {"score": scoring} if scoring else {}
-    evaluation = Evaluation(run, args, header, data, devices, model, batches)
+    evaluation = Evaluation(run, args, header, data, devices.exact(), model, batches)
     evaluation.make_up(args.max_epochs, optimizer.param_groups[0]["lr"])
 
     for epoch in run.epochs(args.max_epochs):

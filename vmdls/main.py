@@ -168,7 +168,7 @@ def main(argv=None) -> None:
               "data": {"known_dataset": args.known_dataset, "split": data.split.name, "seed": args.seed,
                        "validation_share": args.validation_share, "subset": args.subset}}  # fmt: skip
     model.freeze(False)
-    statistics = collect_statistics(model.eval(), data.train, devices, args.batch_size)
+    statistics = collect_statistics(model.eval(), data.train, devices.exact(), args.batch_size)
     run.finish(model.state_dict() | statistics, header)
     if devices.rank == 0:
         print(f"trained: {run.directory}")
