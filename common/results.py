@@ -44,15 +44,25 @@ def write_scores(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, np.ndarray]:
-    """Read a `scores.npz`; no pickled objects. Known classes without names (`class_names`) are numbered."""
+    """Read a `scores.npz`; no pickled objects. What a file of another program may leave out is filled in (`completed`)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable scores file ({error}); test.py writes it") from None
+    return completed(arrays) if {"target", "prediction", "unknown_score"} <= set(arrays) else arrays
+
+
+def completed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores with all arrays of the contract: all of them test images of one known and one unknown set, classes numbered."""
     from common.metrics.decisions import number_of_classes
 
-    if "class_names" not in arrays and {"target", "prediction"} <= set(arrays):
+    if "split" not in arrays:
+        arrays["split"] = np.zeros(len(arrays["target"]), np.int8)
+    if not {"source", "sources"} <= set(arrays):
+        arrays["source"] = (arrays["target"] < 0).astype(np.int16)
+        arrays["sources"] = np.array(["known", "unknown"])
+    if "class_names" not in arrays:
         classes = number_of_classes(arrays["target"], arrays["prediction"], arrays.get("logits"), arrays.get("probabilities"))
         arrays["class_names"] = np.array([f"class {number}" for number in range(classes)])
     return arrays

@@ -289,7 +289,21 @@ def test_scores_of_other_programs_need_three_arrays(tmp_path):
     """docs/metrics.md: target, prediction, unknown_score; known classes get numbers for names."""
     scores = make_scores(0)
     np.savez(tmp_path / "theirs.npz", **{name: scores[name] for name in ("target", "prediction", "unknown_score")})
+    for command in (["report", tmp_path / "theirs.npz", "--out", tmp_path / "one.html"],
+                    ["report", "--compare", tmp_path / "theirs.npz", tmp_path / "theirs.npz", "--out", tmp_path / "two.html"],
+                    ["explorer", tmp_path / "theirs.npz", "--out", tmp_path / "explorer.html"]):  # fmt: skip
+        done = run_cli("-m", f"common.{command[0]}", *command[1:])
+        assert done.returncode == 0, done.stderr
     run = reading.read_run(tmp_path / "theirs.npz")
     assert run.own_scores["class_names"][0] == "class 0"
     drawn = drawing_module.draw_run(run, tmp_path / "figures")
     assert drawn and all(Path(path).exists() for path in drawn)
+
+
+def test_the_readmes_own_method_runs(tmp_path):
+    """The Python block of README's "I have my own method", as it stands."""
+    block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "mine.npz" in block
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0 and 0.9 < float(done.stdout) < 1, done.stderr
