@@ -223,3 +223,18 @@ def test_records_are_of_whole_trainings(run, tmp_path, flag):
 def test_an_evaluation_says_which_scores_it_replaces(run, own_run):
     done = run("test.py", "--run_dir", own_run, "--score", "mls", "msp", "--no_report")
     assert "not scored again (--score would): energy, entropy, margin, openmax" in done.stdout, done.stdout
+
+
+def test_a_record_of_other_unknown_sets_is_refused_before_anything_is_written(own_run, tmp_path, monkeypatch):
+    from baseline_openmax import test as script
+    from common import results
+    from common.errors import UserError
+
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
+    flags = ["--run_dir", str(own_run), "--score", "mls", "msp", "--record", "check", "--no_report"]
+    script.main([*flags, "--unknown", "rest"])
+    before = {path: path.read_bytes() for path in [*own_run.glob("*.npz"), own_run / "metrics.json"]}
+    with pytest.raises(UserError, match="is the record of other unknown sets"):
+        script.main([*flags, "--unknown", "rest", "noise"])
+    assert before == {path: path.read_bytes() for path in [*own_run.glob("*.npz"), own_run / "metrics.json"]}
+    assert len(list((tmp_path / "records").rglob("*.json"))) == 2
