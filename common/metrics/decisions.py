@@ -147,11 +147,8 @@ def f1_at_thresholds(target, prediction, unknown_score, thresholds, classes: int
     >>> found.macro.round(3).tolist(), found.unknown.tolist()
     ([1.0, 0.556], [1.0, 0.0])
     """
-    target = labels(target, "target", classes=classes)
-    prediction = labels(prediction, "prediction", length=len(target), lowest=0, classes=classes)
-    unknown_score = scores(unknown_score, length=len(target))
+    target, prediction, unknown_score, true = _samples(target, prediction, unknown_score, classes)
     thresholds = np.asarray(thresholds, np.float64)
-    true = np.bincount(np.where(target < 0, classes, target), minlength=classes + 1)
     if not _both_sides(true):
         return F1AtThresholds(*np.full((3, len(thresholds)), np.nan))
     order = np.argsort(thresholds)
@@ -209,11 +206,8 @@ def macro_f1_oracle(target, prediction, unknown_score, classes: int) -> OracleF1
     >>> best.value, 0.2 < best.threshold < 0.3
     (1.0, True)
     """
-    target = labels(target, "target", classes=classes)
-    prediction = labels(prediction, "prediction", length=len(target), lowest=0, classes=classes)
-    unknown_score = scores(unknown_score, length=len(target))
-    true = np.bincount(np.where(target < 0, classes, target), minlength=classes + 1)
-    if not true[-1] or not true[:-1].any():
+    target, prediction, unknown_score, true = _samples(target, prediction, unknown_score, classes)
+    if not _both_sides(true):
         return OracleF1(float("nan"), float("nan"))
     order = np.argsort(unknown_score, kind="stable")
     ranked_score, ranked_target = unknown_score[order], target[order]
@@ -295,6 +289,14 @@ def open_f(target, decision, classes: int) -> OpenF:
     decision = labels(decision, "decision", length=len(target), classes=classes)
     hits, true, decided = _counts(target, decision, classes)
     return OpenF(*map(float, _open_f(hits, true, decided))) if _both_sides(true) else OpenF(float("nan"), float("nan"))
+
+
+def _samples(target, prediction, unknown_score, classes: int):
+    """Checked arrays (N,), and how many samples each label has (unknown last, as K)."""
+    target = labels(target, "target", classes=classes)
+    prediction = labels(prediction, "prediction", length=len(target), lowest=0, classes=classes)
+    unknown_score = scores(unknown_score, length=len(target))
+    return target, prediction, unknown_score, np.bincount(np.where(target < 0, classes, target), minlength=classes + 1)
 
 
 def _both_sides(true: np.ndarray) -> bool:
