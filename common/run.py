@@ -145,7 +145,7 @@ class Run:
             self._lock()
         # What a dry run leaves is worth nothing, so the real command needs no flag to replace it.
         if exists and (self.args.overwrite or json.loads(config_file.read_text()).get("dry_run")):
-            self.lock.release()  # Windows does not delete a file that is open
+            self.lock.release(force=True)  # Windows does not delete a file that is open
             shutil.rmtree(self.directory)
         elif exists and not self.args.resume:
             raise UserError(f"run {self.directory} exists: --resume continues it, --overwrite deletes it first,"
@@ -158,7 +158,8 @@ class Run:
     def _lock(self) -> None:
         # Of this process, for as long as it lives: two trainings in one directory would overwrite each other's state.
         if self.lock is None:
-            self.lock = FileLock(self.directory / LOCK)
+            # One lock a process: where a training was interrupted in a notebook, the next may begin.
+            self.lock = FileLock(self.directory / LOCK, is_singleton=True)
         try:
             self.lock.acquire(blocking=False)
         except Timeout:

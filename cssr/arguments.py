@@ -191,9 +191,6 @@ def check_combinations(parser: ScriptParser, args) -> None:
     if args.low_resolution_epochs and args.released_statistics:
         parser.error("--released_statistics takes its constants from images as the first epoch has them: with"
                      " --low_resolution_epochs those are small; --low_resolution_epochs 0, or leave it out")
-    if args.optimizer == "speed" and args.whitening_bias_epochs and args.schedule == "multi_step":
-        parser.error("--optimizer speed wants --schedule triangular (or another but multi_step, which cannot stop the whitening"
-                     " bias by itself), or --whitening_bias_epochs 0")
     if args.model == "linear" and (args.ae_hidden or args.ae_latent <= 0):
         parser.error("--model linear has no auto-encoders: --ae_hidden and --ae_latent 0 go with pcssr or rcssr")
     if args.method == "cssr_ft":
@@ -204,6 +201,9 @@ def check_combinations(parser: ScriptParser, args) -> None:
             parser.error("--method cssr_ft trains its heads with --optimizer sgd")
     elif args.feature_views is not None or args.feature_dir:
         parser.error("--feature_views and --feature_dir go with --method cssr_ft: features change while the backbone is trained")
+    if args.optimizer == "speed" and args.whitening_bias_epochs and args.schedule == "multi_step":
+        parser.error("--optimizer speed wants --schedule triangular (or another but multi_step, which cannot stop the whitening"
+                     " bias by itself), or --whitening_bias_epochs 0")
 
 
 def chosen_gpu(gpu: str | None, device: str) -> tuple[str | None, str]:

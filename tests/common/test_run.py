@@ -84,7 +84,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
 def test_time_limit_saves_leaves_with_zero_and_resumes(whole, tmp_path):
     directory = tmp_path / "limited"
     first = train(directory, *SHORT, "--time_limit", "0")
-    assert "continue with --resume --run_dir" in first.stdout
+    assert "state saved; continue with: python baseline_openmax/main.py" in first.stdout
     assert not (directory / "weights.safetensors").exists()
     for minutes in ("0", "0.004"):
         assert train(directory, *SHORT, "--resume", "--time_limit", minutes).returncode == 0
