@@ -100,7 +100,7 @@ def test_digits_reach_the_demo_figures(run, tmp_path):
     assert done.returncode == 0 and "trained:" in done.stdout, done.stderr
     test.main(["--run_dir", str(tmp_path / "run"), "--no_report"])
     values = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]["vmdls"]["digits-unknown"]
-    assert values["closed_accuracy"] >= 0.97 and values["auroc"] >= 0.97
+    assert values["closed_accuracy"] >= 0.98 and values["auroc"] >= 0.98
     log = log_of(tmp_path / "run")
     assert [line["margin"] for line in log] == pytest.approx([0.15 + epoch for epoch in range(1, 21)])
     # Beyond 2 every triplet is active: 96 (16 - 1) (96 - 16) of them.
