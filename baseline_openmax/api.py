@@ -1,4 +1,4 @@
-"""Scores of a trained network in own code, in three lines; the sign is pytorch-ood's: larger = more likely unknown.
+"""Scores of a trained softmax network in own code, in three lines; larger = more likely unknown.
 
     from baseline_openmax.api import Detector
     detector = Detector("cifar10-a", score="mls")
@@ -7,19 +7,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from common.detector import Detector as AnyDetector
 from common.errors import UserError
 
 
-class Detector:
-    """A trained network and one of its scores.
+class Detector(AnyDetector):
+    """A trained softmax network and one of its scores (see `common.detector.Detector` for what it can do).
 
     Parameters
     ----------
@@ -35,10 +34,6 @@ class Detector:
     ------
     UserError
         Nothing there, or a score that the checkpoint cannot give: unknown, or fitted by `test.py` first.
-
-    Notes
-    -----
-    As with pytorch-ood's detectors, `predict(images)` returns the scores and labels below 0 mean unknown (`decide`).
     """
 
     def __init__(self, where: str | Path, score: str | None = None, device: str = "auto"):
@@ -64,10 +59,10 @@ class Detector:
         if self.score not in HEADS and not self._is_openmax:
             raise UserError(f"no score {self.score!r}, choose from {', '.join(HEADS)}{nearest(self.score, HEADS)}")
         ours.check_scores([self.score], header)
-        self.class_names = list(header["class_names"])
         folder = self.trained.files[0].parent if best is None else self.trained.directory
         self.temperature = stored_temperature(header, folder) or 1.0
         self.devices = Devices(args)
+        self.device = self.devices.device
         self.model = ours.load_network(self.trained, self.devices)
         self.fitted, of_fitted = ours.load_fitted(folder / ours.FITTED_FILE)
         if self.score in ("kl", "openmax-simple") and self.score not in self.fitted:
@@ -96,27 +91,15 @@ class Detector:
         """Name of the score in the last evaluation: one that had several tails says the tail, one with a single tail does not."""
         if not self._is_openmax:
             return self.score
-        evaluated = self.trained.directory / "metrics.json"
-        source = json.loads(evaluated.read_text()) if evaluated.exists() else self.trained.header
-        known = source.get("thresholds", {})
+        known = self.trained.thresholds()
         return next((name for name in (f"openmax-tail{self.openmax.tail_size}", "openmax") if name in known), self.score)
 
-    def outputs(self, images) -> dict[str, np.ndarray]:
-        """Logits `(N, K)` and what else the score is made of, for uint8 images `(N, C, H, W)`."""
+    def network(self):
+        """The function of a batch of images that gives the logits `(N, K)` and what else the score is made of."""
         from baseline_openmax import evaluation as ours
-        from common.inference import apply_batched
 
-        pixels = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-        shape = tuple(self.trained.header["model"]["shape"])
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
-            raise UserError(f"expected images uint8 (N, {', '.join(map(str, shape))}), got {pixels.dtype} {pixels.shape}")
         odin = (self.scoring["odin_temperature"], self.scoring["odin_step"]) if self.score == "odin" else None
-        function = ours.forward(self.model, self.trained.header, self.devices, self.score == "openmax-simple", odin)
-        return apply_batched(function, pixels, self.devices.device)
-
-    def predict(self, images) -> np.ndarray:
-        """Unknown score of each image, float64 `(N,)`; larger = more likely unknown."""
-        return self.score_outputs(self.outputs(images))
+        return ours.forward(self.model, self.trained.header, self.devices, self.score == "openmax-simple", odin)
 
     def score_outputs(self, outputs) -> np.ndarray:
         """Unknown score of what `outputs` returned, float64 `(N,)`; larger = more likely unknown."""
@@ -125,8 +108,6 @@ class Detector:
         name = "openmax" if self._is_openmax else self.score
         found = scored(name, outputs, self.fitted, self.openmax, temperature=self.scoring["temperature"])
         return np.asarray(found["unknown_score"])
-
-    __call__ = predict
 
     def probabilities(self, images) -> np.ndarray:
         """Calibrated probabilities of the known classes, float64 `(N, K)`: softmax of the logits over the temperature."""
@@ -137,8 +118,3 @@ class Detector:
     def threshold(self) -> float:
         """Threshold of the run's last evaluation: 95 % of the held-out known images lie below it."""
         return self.trained.threshold(self._threshold_name())
-
-    def decide(self, images) -> np.ndarray:
-        """Known class 0..K-1, or -1 where the score reaches the threshold, int64 `(N,)`."""
-        outputs = self.outputs(images)
-        return np.where(self.score_outputs(outputs) >= self.threshold(), -1, outputs["logits"].argmax(1))

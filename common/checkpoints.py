@@ -39,22 +39,25 @@ def save_weights(path: Path, tensors: Mapping, header: Mapping) -> None:
         save_file(stored, str(partial), metadata=metadata)
 
 
-def _read_file(path: Path) -> tuple[dict, dict]:
+def read_header(path: Path) -> dict:
+    """Header of one file of a checkpoint, without its tensors; a `UserError` where it is not one of ours."""
+    return _read_file(path, tensors=False)[1]
+
+
+def _read_file(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     from safetensors import SafetensorError, safe_open
 
-    tensors = {}
     try:
         with safe_open(str(path), framework="pt") as source:
             metadata = source.metadata() or {}
-            for name in source.keys():
-                tensors[name] = source.get_tensor(name)
+            found = {name: source.get_tensor(name) for name in source.keys()} if tensors else {}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors checkpoint ({error}); train again or restore the file"
         ) from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this repository: expected format {FORMAT} in its header")
-    return tensors, {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    return found, {key: json.loads(value) for key, value in metadata.items() if key != "format"}
 
 
 def continuation(directory: Path) -> str:

@@ -101,11 +101,15 @@ class Trained:
             raise UserError(f"the checkpoint knows {self.header['class_names']}, the data gives {list(data.class_names)}")
         return data
 
-    def threshold(self, score: str) -> float:
-        """Threshold of a score that accepts 95 % of the held-out (else the training) known images, of its last evaluation."""
+    def thresholds(self) -> dict[str, dict]:
+        """Thresholds of the last evaluation by score, with the settings of the score (`scoring`) where a folder has some."""
         evaluated = self.directory / "metrics.json"
         stored = json.loads(evaluated.read_text()) if evaluated.exists() else self.header
-        found = stored.get("thresholds", {}).get(score, {})
+        return stored.get("thresholds", {})
+
+    def threshold(self, score: str) -> float:
+        """Threshold of a score that accepts 95 % of the held-out (else the training) known images, of its last evaluation."""
+        found = self.thresholds().get(score, {})
         threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
         if threshold is None:
             raise UserError(

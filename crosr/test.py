@@ -10,6 +10,7 @@ Network outputs are computed once and kept in `features_<feature_suffix>.npz` of
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 
@@ -151,9 +152,18 @@ def main(argv=None) -> None:
 
 
 def write_openmax_files(args, directory, arrays, found, fitted, results) -> None:
-    """Per-class tables, figures and the files that are asked for, of every OpenMax score; prints the first one's tables."""
+    """Per-class tables, figures and the files that are asked for, of every OpenMax score; prints the first one's tables.
+
+    `metrics.json` gets the settings (`scoring`) that each threshold belongs to.
+    """
+    from common.files import write_json
+    from crosr.api import settings_of
     from crosr.per_class import one_vs_rest_text, report_text, tables, write_tables
 
+    evaluated = json.loads((directory / "metrics.json").read_text())
+    for name, variant in found.items():
+        evaluated["thresholds"][name]["scoring"] = settings_of(variant)
+    write_json(directory / "metrics.json", evaluated)
     (directory / "per_class.csv").unlink(missing_ok=True)
     names = [str(name) for name in arrays["class_names"]]
     of_score = {name: tables(results[name]) for name in found}
@@ -208,18 +218,11 @@ def write_arrays(args, path, arrays, variant, fitted, result) -> None:
 
 def judge_images(args, trained, function, devices, found, statistics) -> None:
     """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
-    from common.inference import apply_batched
-    from common.own_images import read_images, verdict_lines
-    from crosr.scores import fit, score_names, scored
+    from common.detector import verdicts
+    from crosr.api import Detector
 
-    name, class_names = score_names(args.score, found)[0], trained.header["class_names"]
-    threshold = trained.threshold(name)
-    fitted = {name: fit(statistics, found[name], class_names)} if name in found else {}
-    files, pixels = read_images(args.images, tuple(trained.header["model"]["shape"]))
-    arrays = apply_batched(function, pixels, devices.device, args.batch_size)
-    unknown_score = scored(name, arrays, found, fitted, statistics)["unknown_score"]
-    prediction = arrays["logits"].argmax(1)
-    print("\n".join(verdict_lines(files, prediction, unknown_score, threshold, class_names, name)))
+    detector = Detector.of_evaluation(args, trained, function, devices, found, statistics)
+    print("\n".join(verdicts(detector, args.images)))
 
 
 if __name__ == "__main__":

@@ -65,36 +65,52 @@ def open_set_data_of(trained, args):
     return data
 
 
-def main(argv=None) -> None:
-    args = parse(get_args_parser(), argv)
-    import numpy as np
+def trained_network(args, devices):
+    """`(Trained, CSSR)`: the checkpoint that the flags name, and its network on the device, in evaluation mode.
 
-    from common.devices import Devices
+    Raises
+    ------
+    UserError
+        Nothing there, or a score that the network cannot give.
+    """
     from common.errors import UserError
-    from common.evaluation import Trained, parts_to_score, report
-    from common.inference import evaluation_parts
-    from cssr.data import place_data_sets
-    from cssr.evaluation import arrays_of
-    from cssr.expressions import scored_by
+    from common.evaluation import Trained
     from cssr.pretrained import build_network
 
-    place_data_sets(args)
     trained = Trained(args, PAPER)
-    header = trained.header
-    kind = header["model"]["model"]
-    if kind == "linear" and "rre" in args.score:
+    if trained.header["model"]["model"] == "linear" and "rre" in args.score:
         raise UserError("--score rre needs auto-encoders: the linear baseline has no reconstruction error")
     if "s2" in args.score and not trained.tensors["statistics.gram_mean"].shape[1]:
         raise UserError("--score s2 needs Gram statistics: the run was trained with --without_gram (or cssr_ft)")
     if "s1" in args.score and trained.tensors["statistics.class_share"].isnan().all():
         raise UserError("--score s1 needs training statistics: train with --integrate_score S[0]+S[1]")
-    data = None if args.images else open_set_data_of(trained, args)
-    model = build_network(header["model"])
+    model = build_network(trained.header["model"])
     trained.fill(model)
-    devices = Devices(args)
-    model = devices.setup(model).eval()
+    return trained, devices.setup(model).eval()
+
+
+def main(argv=None) -> None:
+    args = parse(get_args_parser(), argv)
+    import numpy as np
+
+    from common.detector import verdicts
+    from common.devices import Devices
+    from common.evaluation import parts_to_score, report
+    from common.inference import evaluation_parts
+    from cssr.api import Detector
+    from cssr.data import place_data_sets
+    from cssr.evaluation import arrays_of
+    from cssr.expressions import scored_by
+
+    place_data_sets(args)
     if args.images:
-        return judge_images(args, trained, model, devices)
+        print("\n".join(verdicts(Detector.from_arguments(args), args.images)))
+        return
+    devices = Devices(args)
+    trained, model = trained_network(args, devices)
+    header = trained.header
+    kind = header["model"]["model"]
+    data = open_set_data_of(trained, args)
     begun = time.monotonic()
     if header["model"].get("frozen") and header["data"].get("feature_views") != 0:
         data = featured(data, model, devices, args, trained.directory)
@@ -109,23 +125,6 @@ def main(argv=None) -> None:
         return f"{kind}-{name}"
 
     report(args, trained, data, args.score, lambda name: scored_by(name, header, trained.tensors, arrays), seconds, argv, method)
-
-
-def judge_images(args, trained, model, devices) -> None:
-    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
-    from common.inference import apply_batched
-    from common.own_images import read_images, verdict_lines
-    from cssr.expressions import scored_by
-    from cssr.scoring import score_function
-
-    header, name = trained.header, args.score[0]
-    threshold = trained.threshold(name)
-    files, pixels = read_images(args.images, tuple(header["model"]["shape"]))
-    function = score_function(model, trained.tensors, devices)
-    arrays = apply_batched(function, pixels, devices.device, args.batch_size)
-    prediction = arrays["logits"].argmax(1)
-    found = scored_by(name, header, trained.tensors, arrays)
-    print("\n".join(verdict_lines(files, prediction, found["unknown_score"], threshold, header["class_names"], name)))
 
 
 def featured(data, model, devices, args, directory):

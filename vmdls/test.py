@@ -17,34 +17,44 @@ from vmdls.evaluation_arguments import PAPER, check_flags, get_args_parser, pars
 __all__ = ["PAPER", "get_args_parser", "main", "parse_arguments"]
 
 
-def main(argv=None) -> None:
-    args = parse_arguments(argv)
-    import numpy as np
-
-    from common.devices import Devices
-    from common.evaluation import Trained, parts_to_score, report
-    from common.inference import outputs
-    from vmdls.dry_run import enough_images
-    from vmdls.evaluation import Evaluation, wanted
+def trained_network(args, devices):
+    """`(Trained, VMDLS, Rebuilder or None, name of its weights)` of the flags; networks on the device, in evaluation mode."""
+    from common.evaluation import Trained
     from vmdls.model import VMDLS
-    from vmdls.scoring import require_finite
-    from vmdls.tables import write_tables
-    from vmdls.weighting import Rebuilder, load_autoencoder, outputs_of
+    from vmdls.weighting import Rebuilder, load_autoencoder
 
     trained = Trained(args, PAPER)
     require_classifier(trained.header)
     model = VMDLS(**trained.header["model"])
     check_flags(args, trained.header, model.dimensions)
     trained.fill(model)
-    devices = Devices(args)
     model = devices.setup(model).eval()
-    rebuilder, weights = None, None
-    if args.ae_features or args.ablation:
-        autoencoder, weights = load_autoencoder(args.ae_weights, trained.header)
-        rebuilder = Rebuilder(model, autoencoder, devices)
+    if not (args.ae_features or args.ablation):
+        return trained, model, None, None
+    autoencoder, weights = load_autoencoder(args.ae_weights, trained.header)
+    return trained, model, Rebuilder(model, autoencoder, devices), weights
+
+
+def main(argv=None) -> None:
+    args = parse_arguments(argv)
+    import numpy as np
+
+    from common.detector import verdicts
+    from common.devices import Devices
+    from common.evaluation import parts_to_score, report
+    from common.inference import outputs
+    from vmdls.api import Detector
+    from vmdls.dry_run import enough_images
+    from vmdls.evaluation import Evaluation, wanted
+    from vmdls.scoring import require_finite
+    from vmdls.tables import write_tables
+    from vmdls.weighting import outputs_of
+
     if args.images:
-        judge_images(args, trained, model, rebuilder, weights, devices)
+        print("\n".join(verdicts(Detector.from_arguments(args), args.images)))
         return
+    devices = Devices(args)
+    trained, model, rebuilder, weights = trained_network(args, devices)
     data = trained.data(enough_images(args, len(trained.header["class_names"])))
     begun = time.monotonic()
     evaluation = Evaluation(args, model, rebuilder, devices, trained.tensors, data.train)
@@ -77,45 +87,6 @@ def remember_weights(directory, weights: str, largest: float) -> None:
     metrics = json.loads((directory / "metrics.json").read_text())
     metrics["reconstruction"] = {"autoencoder": weights, "largest_training_error": largest}
     write_json(directory / "metrics.json", metrics)
-
-
-def judge_images(args, trained, model, rebuilder, weights, devices) -> None:
-    """Print class or "unknown" for the user's own pictures, at the threshold that accepts 95 % of held-out knowns."""
-    import numpy as np
-
-    from common.errors import UserError
-    from common.inference import TEST, apply_batched
-    from common.own_images import read_images, verdict_lines
-    from vmdls.evaluation import Evaluation, wanted
-    from vmdls.scoring import require_finite
-    from vmdls.weighting import outputs_of
-
-    name, variant = next(iter(wanted(args).items()))
-    threshold = trained.threshold(name)
-    if args.transductive:
-        raise UserError("--transductive takes its constants from a test set: it does not go with --images")
-    names, pixels = read_images(args.images, tuple(trained.header["model"]["shape"]))
-    stored = variant.settings is None and "statistics.covariance" in trained.tensors
-    train = None if stored else trained.data(args).train
-    evaluation = Evaluation(args, model, rebuilder, devices, trained.tensors, train)
-    evaluated = trained.directory / "metrics.json"
-    last = json.loads(evaluated.read_text()) if evaluated.exists() else {}
-    used = last.get("reconstruction", {})
-    if variant.weighted:
-        if used.get("autoencoder") != weights:
-            raise UserError(f"the last evaluation did not use the auto-encoder {weights}: evaluate once without --images")
-        evaluation.largest = used["largest_training_error"]
-    evaluation.prepare([variant])
-    method = last.get("methods", {}).get(name, name)
-    if method != evaluation.method(variant):
-        raise UserError(f"the last evaluation was of {method}: evaluate again without --transductive, with the same flags of the"
-                        " statistics")  # fmt: skip
-    arrays = apply_batched(outputs_of(model, rebuilder, devices), pixels, devices.device, args.batch_size)
-    require_finite(arrays["features"], "images")
-    arrays["split"] = np.full(len(pixels), TEST, np.int8)
-    result = evaluation.scored(variant, arrays)
-    print("\n".join(verdict_lines(names, result["prediction"], result["unknown_score"], threshold,
-                                  trained.header["class_names"], name)))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -163,15 +163,17 @@ def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
     then = "import math\n\n\ndef f(x):\n    return x + 1\n\n\nRATE = 2\n"
     monkeypatch.setattr(staleness, "_program_at", lambda *_: staleness._program(then))
 
-    def reason(now):
+    def reason(now, entry="a.py"):
         monkeypatch.setattr(staleness, "_program_now", lambda _: staleness._program(now))
-        return staleness._changed_code("scoring", "abc+changes", ["a.py"])
+        return staleness._changed_code("scoring", "abc+changes", [entry])
 
     assert reason(then) == reason("import sys\n" + then + "\n\ndef g(x):\n    return x\n") == ""
     assert reason(then.replace("x + 1", "x + 2")) == "scoring: a.py (f)"
     assert reason(then.replace("RATE = 2", "RATE = 3") + "f(RATE)\n") == "scoring: a.py (RATE)"
     assert reason(then.replace("f(x)", "h(x)")) == "scoring: a.py (f)"
     assert reason("") == "scoring: a.py (f, RATE)"
+    assert reason(then.replace("x + 1", "x + 2"), "a.py#RATE") == ""
+    assert reason("", "a.py#RATE") == "scoring: a.py (RATE)"
 
 
 def test_a_metric_that_is_no_longer_defined_is_a_difference():

@@ -98,7 +98,8 @@ def test_no_two_runs_write_the_same_record():
 @pytest.mark.parametrize("book", [pytest.param(book, id=book.paper) for book in BOOKS])
 def test_rows_use_known_names(book):
     assert set(book.code) == {"training", "scoring"}
-    assert all((ROOT / name).is_file() for files in book.code.values() for name in files)
+    for file, _, name in (entry.partition("#") for files in book.code.values() for entry in files):
+        assert (ROOT / file).is_file() and (not name or name in staleness._program_now(file)), (file, name)
     assert set(book.tables) == {row.table for row in book.rows}
     for row in book.rows:
         assert row.metric in METRICS or (row.metric in NOT_RECORDED and not row.answers), row.id

@@ -1,0 +1,107 @@
+"""Scores of a trained VMDLS network in own code, in three lines; larger = more likely unknown.
+
+    from vmdls.api import Detector
+    detector = Detector("vmdls-cifar10-cssr-a-speednet")
+    unknown_score = detector(images)                  # uint8 (N, C, H, W)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from common.detector import Detector as AnyDetector
+from common.detector import arguments_of, require_score
+from common.errors import UserError
+
+
+class Detector(AnyDetector):
+    """A trained network, its Gaussians, and one of its scores (see `common.detector.Detector`).
+
+    Parameters
+    ----------
+    where, device
+        See `common.detector.load`.
+    score : str, optional
+        One of `vmdls.evaluation_arguments.SCORE_NAMES`; else `vmdls`, weighted by the auto-encoder where the last evaluation
+        was.
+
+    Raises
+    ------
+    UserError
+        Nothing there; the last evaluation computed the score in a way that single images cannot have, or that flags of
+        `test.py` chose.
+    """
+
+    def __init__(self, where: str | Path, score: str | None = None, device: str = "auto"):
+        from vmdls.evaluation_arguments import PAPER, SCORE_NAMES, parse_arguments
+
+        score = require_score(score or "vmdls", SCORE_NAMES)
+        words = arguments_of(PAPER, where, device, "--score", score)
+        run = Path(words[1])
+        if last_evaluation(run).get("methods", {}).get(score, score).startswith(f"{score}-weighted"):
+            words += ["--ae_features", "--ae_weights", last_evaluation(run)["reconstruction"]["autoencoder"]]
+        self._open(parse_arguments(words))
+
+    @classmethod
+    def from_arguments(cls, args) -> Detector:
+        """The detector that the flags of `test.py` name; of several scores the first counts."""
+        detector = cls.__new__(cls)
+        detector._open(args)
+        return detector
+
+    def _open(self, args) -> None:
+        from common.devices import Devices
+        from vmdls.evaluation import Evaluation, wanted
+        from vmdls.test import trained_network
+
+        if args.transductive:
+            raise UserError("--transductive takes its constants from a test set: it does not go with --images")
+        self.score, self.variant = next(iter(wanted(args).items()))
+        self.devices = Devices(args)
+        self.device, self.batch_size = self.devices.device, args.batch_size
+        self.trained, self.model, self.rebuilder, weights = trained_network(args, self.devices)
+        self.trained.threshold(self.score)  # an evaluation is needed first: say so before anything is computed
+        stored = self.variant.settings is None and "statistics.covariance" in self.trained.tensors
+        train = None if stored else self.trained.data(args).train
+        self.evaluation = Evaluation(args, self.model, self.rebuilder, self.devices, self.trained.tensors, train)
+        last = last_evaluation(self.trained.directory)
+        used = last.get("reconstruction", {})
+        if self.variant.weighted:
+            if used.get("autoencoder") != weights:
+                raise UserError(f"the last evaluation did not use the auto-encoder {weights}: evaluate once without --images")
+            self.evaluation.largest = used["largest_training_error"]
+        self.evaluation.prepare([self.variant])
+        method = last.get("methods", {}).get(self.score, self.score)
+        if method != self.evaluation.method(self.variant):
+            raise UserError(f"the last evaluation was of {method}: evaluate again without --transductive, with the same flags of"
+                            " the statistics")  # fmt: skip
+
+    def network(self):
+        """The function of a batch of images that gives the feature ensemble, and what the auto-encoder made of the images."""
+        from vmdls.weighting import outputs_of
+
+        return outputs_of(self.model, self.rebuilder, self.devices)
+
+    def score_outputs(self, outputs) -> np.ndarray:
+        """Unknown score of what `outputs` returned, float64 `(N,)`; larger = more likely unknown."""
+        return self._scored(outputs)["unknown_score"]
+
+    def classes_of(self, outputs) -> np.ndarray:
+        """The known class 0..K-1 whose Gaussian is likeliest, int64 `(N,)`."""
+        return self._scored(outputs)["prediction"]
+
+    def _scored(self, outputs):
+        from common.inference import TEST
+        from vmdls.scoring import require_finite
+
+        require_finite(outputs["features"], "images")
+        return self.evaluation.scored(self.variant, {**outputs, "split": np.full(len(outputs["features"]), TEST, np.int8)})
+
+
+def last_evaluation(directory: Path) -> dict:
+    """What `test.py` wrote to a directory's `metrics.json`; empty where nothing was evaluated."""
+    evaluated = directory / "metrics.json"
+    return json.loads(evaluated.read_text()) if evaluated.exists() else {}
