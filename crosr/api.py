@@ -59,8 +59,12 @@ class Detector(AnyDetector):
     @classmethod
     def of_evaluation(cls, args, trained, function, devices, found, statistics) -> Detector:
         """The detector of what `test.py` has made of its flags; of several scores the first counts."""
-        detector = cls.__new__(cls)
+        detector, of_flags = cls.__new__(cls), found.get(score_names(args.score, found)[0])
         detector._fill(args, trained, function, devices, found, statistics)
+        if of_flags is not None:
+            now, then = settings_of(of_flags), settings_of(detector.variants[detector.score])
+            if differing := {key: then[key] for key in then if then[key] != now[key]}:
+                print(f"note: {detector.score} with the settings of the last evaluation: {told(differing)}")
         return detector
 
     def _fill(self, args, trained, function, devices, found, statistics) -> None:
@@ -85,8 +89,8 @@ class Detector(AnyDetector):
 def evaluated_variant(args, trained, name: str, of_flags: Variant) -> tuple[str, Variant]:
     """Name and settings of an OpenMax score in the last evaluation: its threshold is right for these settings only.
 
-    Flags that were left at their defaults give way to them (with a note), others are refused; without an evaluation, or with
-    one that did not keep its settings, those of the flags count.
+    Flags that were left at their defaults give way to them, others are refused; without an evaluation, or with one that did
+    not keep its settings, those of the flags count.
     """
     from crosr.test import get_args_parser
 
@@ -98,8 +102,6 @@ def evaluated_variant(args, trained, name: str, of_flags: Variant) -> tuple[str,
     evaluated = Variant(scoring.pop("features"), scoring.pop("pooling"), scoring)
     then, now = settings_of(evaluated), settings_of(of_flags)
     differing = {key: value for key, value in now.items() if value != then[key]}
-    if not differing:
-        return name, evaluated
     classes, untouched = len(trained.header["class_names"]), get_args_parser().parse_args(["--score", *args.score])
     untouched.alpha = min(untouched.alpha, classes)
     default, _ = variants(untouched, classes)
@@ -109,7 +111,6 @@ def evaluated_variant(args, trained, name: str, of_flags: Variant) -> tuple[str,
         own = told({key: then[key] for key in asked})
         raise UserError(f"the threshold of {name} belongs to {own}, the flags say {told(asked)}:"
                         " leave them out, or evaluate once without --images with them")  # fmt: skip
-    print(f"note: {name} with the settings of the last evaluation: {told({key: then[key] for key in differing})}")
     return name, evaluated
 
 
