@@ -34,7 +34,8 @@ def fields(table: str) -> dict[tuple[str, str], list[ledger.Recipe]]:
         for row in book.rows:
             for answer in row.answers:
                 recipe = answer.recipe
-                if recipe.table == table and answer.method in head_to_head.SCORES[book.paper]:
+                compared = answer.method in head_to_head.SCORES[book.paper]
+                if compared and head_to_head.recipe_of(recipe.table, answer.method) == table:
                     key = recipe.data[0], results.FAMILY.sub(r"\1", recipe.splits[0])
                     found.setdefault(key, {})[recipe.id] = recipe
     several = {key: list(runs.values()) for key, runs in found.items() if len({run.paper for run in runs.values()}) > 1}

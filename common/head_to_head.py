@@ -15,11 +15,13 @@ REFERENCE = ("baseline_openmax", "mls")
 COSTS = ROOT / "results" / "benchmarks"  # methods-RECIPE.json of benchmarks/methods.py
 # The score each paper stands for, and those of plain softmax training that it is compared with.
 SCORES = {
-    "baseline_openmax": ("mls", "msp", "openmax-tail20", "openmax-tail100"),
+    "baseline_openmax": ("mls", "msp", "openmax-tail20", "openmax-tail100", "kplus1"),
     "crosr": ("crosr-tail100-softmax_before", "mls"),
     "cssr": ("linear-mls", "pcssr-fused", "rcssr-fused"),
     "vmdls": ("vmdls", "mean"),
 }
+# Recipes that go on from the networks of another one, with the score that they are for: they stand beside it.
+CONTINUATIONS = {("laptop-proser", "kplus1"): "laptop"}
 
 
 class Field(NamedTuple):
@@ -62,7 +64,7 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
     for record in records:
         if record["method"] not in SCORES.get(record["paper"], ()):
             continue
-        recipe, family = staleness.shown_recipe(record), results.FAMILY.sub(r"\1", record["split"])
+        recipe, family = recipe_of(staleness.shown_recipe(record), record["method"]), results.FAMILY.sub(r"\1", record["split"])
         for unknown in results.by_source(record["metrics"]):
             field = Field(recipe, record["data"], family, unknown)
             methods = found.setdefault(field, {})
@@ -71,13 +73,18 @@ def fields(records: Iterable[dict]) -> dict[Field, dict[tuple[str, str], dict]]:
             if REFERENCE in methods and len({paper for paper, _ in methods}) > 1}  # fmt: skip
 
 
+def recipe_of(table: str, method: str) -> str:
+    """The recipe under which a method's runs are compared: its own, or the one whose networks it starts from."""
+    return CONTINUATIONS.get((table, method), table)
+
+
 def entries(field: Field, methods: dict[tuple[str, str], dict]) -> list[Entry]:
     """Entries of a field, the largest gain over the reference first."""
     reference, prices = methods[REFERENCE], costs(field)
     built = []
     for (paper, method), runs in methods.items():
         values = {key: record["metrics"][field.unknown] for key, record in runs.items()}
-        started = any(record["flags"].get("weights") for record in runs.values() if record.get("flags"))
+        started = any(record.get("flags", {}).get(flag) for record in runs.values() for flag in ("weights", "start_from"))
         backbone = "/".join(sorted({str(record["backbone"]) for record in runs.values()}))
         same = [results.experiment(record) for record in runs.values()]
         shown = {name: results.interval_cell((value[name] for value in values.values()), same)
@@ -100,7 +107,8 @@ def costs(field: Field) -> dict[tuple[str, str], float]:
     measured = json.loads(path.read_text())["runs"]
     answers = [answer for book in ledger.ledgers() for row in book.rows for answer in row.answers]
     return {(answer.recipe.paper, answer.method): measured[answer.recipe.id]["cost"] for answer in answers
-            if answer.recipe.id in measured and field.data == answer.recipe.data[0]
+            if answer.recipe.id in measured and recipe_of(answer.recipe.table, answer.method) == field.table
+            and field.data == answer.recipe.data[0]
             and field.splits == results.FAMILY.sub(r"\1", answer.recipe.splits[0])}  # fmt: skip
 
 

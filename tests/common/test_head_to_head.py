@@ -75,6 +75,23 @@ def test_costs_come_from_the_benchmark_and_weights_of_another_run_are_said(tmp_p
     assert reference.endswith("| fp32 | 1.0 |") and pcssr.endswith("| fp32 | – |")  # measured with ten classes only
 
 
+def test_what_goes_on_from_a_recipes_networks_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(head_to_head, "COSTS", tmp_path)
+    monkeypatch.setattr(head_to_head.staleness, "shown_recipe", lambda entry: entry["table"])
+    plain = [run | {"table": "laptop"} for run in both("ab")]
+    flags = {"start_from": "net"}
+    tuned = [record("baseline_openmax", method, 0.9 + i / 100, f"cssr-{split}", table="laptop-proser", flags=flags)
+             for i, split in enumerate("ab") for method in ("kplus1", "mls")]  # fmt: skip
+    costs = {"runs": {"laptop-cifar10-softmax": {"cost": 1.0}, "laptop-cifar10-proser": {"cost": 2.5}}}
+    (tmp_path / "methods-laptop.json").write_text(json.dumps(costs))
+    (field, methods), = head_to_head.fields(plain + tuned).items()
+    found = {(entry.paper, entry.method): entry for entry in head_to_head.entries(field, methods)}
+    assert field.table == "laptop" and {method for _, method in found} == {"mls", "kplus1", "pcssr-fused"}
+    reference, tuned = found["baseline_openmax", "mls"], found["baseline_openmax", "kplus1"]
+    assert tuned.gain == pytest.approx(0.08) and tuned.cost == "1 + 2.5"
+    assert reference.auroc.startswith(".825") and reference.cost == "1.0"
+
+
 def scores(directory, name, unknown_score):
     count = len(unknown_score)
     target = np.r_[np.zeros(count // 2, int), -np.ones(count - count // 2, int)]
