@@ -191,7 +191,8 @@ def _program_at(version: str, file: str) -> dict[str, str] | None:
 def _program(text: str) -> dict[str, str]:
     """Syntax tree of each top-level name of a Python file, without imports, docstrings and what comments can change.
 
-    Methods that only declare (abstract, or nothing but an error) compute nothing and are left out too.
+    Methods that only declare (abstract, or nothing but an error) compute nothing and are left out too. Of a registry, a dict
+    with written keys, every entry is a name of its own (`BACKBONES['vgg']`), so that new entries change nothing.
     Other statements of the top level stand together under `module`.
     """
     tree = ast.parse(text)
@@ -207,6 +208,10 @@ def _program(text: str) -> dict[str, str]:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         name = getattr(node, "name", None) or getattr(targets[0], "id", None) or "module"
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Dict) and value.keys and all(isinstance(key, ast.Constant) for key in value.keys):
+            program |= {f"{name}[{key.value!r}]": ast.dump(entry) for key, entry in zip(value.keys, value.values)}
+            continue
         program[name] = program.get(name, "") + ast.dump(node)
     return program
 

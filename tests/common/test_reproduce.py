@@ -172,6 +172,12 @@ def test_changed_names_make_a_record_stale_and_new_ones_do_not(monkeypatch):
     assert reason(then.replace("RATE = 2", "RATE = 3") + "f(RATE)\n") == "scoring: a.py (RATE)"
     assert reason(then.replace("f(x)", "h(x)")) == "scoring: a.py (f)"
     assert reason("") == "scoring: a.py (f, RATE)"
+    registry = 'KINDS = {"one": f, "two": 2}\n'
+    monkeypatch.setattr(staleness, "_program_at", lambda *_: staleness._program(then + registry))
+    assert reason(then + registry.replace("}", ', "three": 3}')) == ""
+    assert reason(then + registry.replace("2}", "3}")) == "scoring: a.py (KINDS['two'])"
+    assert reason(then + 'KINDS = {"two": 2}\n') == "scoring: a.py (KINDS['one'])"
+    monkeypatch.setattr(staleness, "_program_at", lambda *_: staleness._program(then))
     assert reason(then.replace("x + 1", "x + 2"), "a.py#RATE") == ""
     assert reason("", "a.py#RATE") == "scoring: a.py (RATE)"
 
