@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.detector import Detector as AnyDetector
+from common.detector import require_score
 from common.errors import UserError
 
 
@@ -44,7 +45,6 @@ class Detector(AnyDetector):
         from baseline_openmax.selection import FOLDER, best_of_run
         from baseline_openmax.settings import run_or_file
         from common.devices import Devices
-        from common.errors import nearest
         from common.evaluation import Trained
 
         best = best_of_run(where)
@@ -56,10 +56,10 @@ class Detector(AnyDetector):
         header = self.trained.header
         self.score = score or header.get("osr_head") or "mls"
         self._is_openmax = bool(re.fullmatch(r"openmax(-tail[1-9]\d*)?", self.score))
-        if self.score not in HEADS and not self._is_openmax:
-            raise UserError(f"no score {self.score!r}, choose from {', '.join(HEADS)}{nearest(self.score, HEADS)}")
+        if not self._is_openmax:
+            require_score(self.score, HEADS)
         ours.check_scores([self.score], header)
-        folder = self.trained.files[0].parent if best is None else self.trained.directory
+        folder = self.folder = self.trained.files[0].parent if best is None else self.trained.directory
         self.temperature = stored_temperature(header, folder) or 1.0
         self.devices = Devices(args)
         self.device = self.devices.device
@@ -91,8 +91,14 @@ class Detector(AnyDetector):
         """Name of the score in the last evaluation: one that had several tails says the tail, one with a single tail does not."""
         if not self._is_openmax:
             return self.score
-        known = self.trained.thresholds()
-        return next((name for name in (f"openmax-tail{self.openmax.tail_size}", "openmax") if name in known), self.score)
+        from baseline_openmax import evaluation as ours
+
+        known, name = self.trained.thresholds(), f"openmax-tail{self.openmax.tail_size}"
+        if name in known:
+            return name
+        found = ours.openmax_in(self.trained, {}) or ours.openmax_beside(self.folder, {})
+        evaluated = found is not None and found[0].tail_size == self.openmax.tail_size
+        return "openmax" if "openmax" in known and evaluated else name if self.score != "openmax" else self.score
 
     def network(self):
         """The function of a batch of images that gives the logits `(N, K)` and what else the score is made of."""

@@ -23,6 +23,9 @@ from common.arguments import ROOT, ScriptParser, run_script
 from common.errors import UserError, nearest
 from common.evaluation import Trained
 
+# The best epoch's weights and their results, inside a run of baseline_openmax.
+BEST_WEIGHTS = ("best", "weights_best.safetensors")
+
 
 class Detector(ABC):
     """A trained network and one of its scores; every folder's `api.py` has its own.
@@ -101,18 +104,24 @@ def paper_of(where: str | Path) -> str:
     Raises
     ------
     UserError
-        Nothing there, or runs of several folders have that name.
+        Nothing there, runs of several folders have that name, or a file of another program.
     """
-    from common.checkpoints import find, read_header
+    from common.checkpoints import find, is_torch_file, read_header
+    from common.ledger import PAPERS
 
-    where = Path(where)
-    if where.exists():
-        return read_header(find(where)[0])["paper"]
-    named = sorted((ROOT / "runs").glob(f"*/{where.parts[0]}/config.json"))
+    path = Path(where)
+    if is_torch_file(path):
+        raise UserError(f"{where} is a file of another program: name the folder that reads it, as in crosr.api.Detector(...)")
+    if path.is_file():
+        return read_header(path)["paper"]
+    run = path.parent if path.name in BEST_WEIGHTS else path
+    if (run / "config.json").exists():
+        return read_header(find(run)[0])["paper"]
+    named = [paper for paper in PAPERS if (ROOT / "runs" / paper / run / "config.json").exists()]
     if len(named) > 1:
-        said = ", ".join(str(path.parent.relative_to(ROOT)) for path in named)
+        said = ", ".join(f"runs/{paper}/{where}" for paper in sorted(named))
         raise UserError(f"several runs are named {str(where)!r}, say which: {said}")
-    return named[0].parent.parent.name if named else read_header(find(where)[0])["paper"]
+    return named[0] if named else read_header(find(where)[0])["paper"]
 
 
 def load(where: str | Path, score: str | None = None, device: str = "auto") -> Detector:

@@ -112,9 +112,9 @@ class Trained:
         found = self.thresholds().get(score, {})
         threshold = found.get("validation") if found.get("validation") is not None else found.get("train")
         if threshold is None:
-            raise UserError(
-                f"no {score} threshold is known for this network: evaluate it once without --images, with --score {score}"
-            )
+            name, _, tail = score.partition("-tail")
+            flags = f"--score {name} --tail_size {tail}" if tail else f"--score {name}"
+            raise UserError(f"no {score} threshold is known for this network: evaluate it once, test.py {flags}")
         return threshold
 
     def fill(self, model) -> None:

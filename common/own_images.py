@@ -45,14 +45,14 @@ def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> tup
             inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
             pictures = [p for p in inside if p.suffix.lower() in Image.registered_extensions()]
             if not pictures:
-                raise UserError(f"--images: folder {path} holds no pictures (folders within it are not searched)")
+                raise UserError(f"folder {path} holds no pictures (folders within it are not searched)")
             if len(pictures) < len(inside):
                 print(f"note: {len(inside) - len(pictures)} of {len(inside)} files in {path} have no picture's name: left out")
             files += pictures
         elif path.is_file():
             files.append(path)
         else:
-            raise UserError(f"--images: {path} is not there; expected a picture or a folder of pictures")
+            raise UserError(f"{path} is not there; expected a picture or a folder of pictures")
     return [str(file) for file in files], np.stack([_read(file, shape) for file in files])
 
 
@@ -63,7 +63,7 @@ def _read(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         with Image.open(file) as opened:
             picture = _eight_bit(ImageOps.exif_transpose(opened))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--images: {file} is not a picture that Pillow reads ({error})") from None
+        raise UserError(f"{file} is not a picture that Pillow reads ({error})") from None
     channels, height, width = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
     side = min(picture.size)

@@ -159,13 +159,14 @@ def _sha256(path: Path) -> str:
 def _changed_code(what: str, version: str, files: Iterable[str]) -> str:
     """Files, with the names in them, that do something else than at the record's commit; new names change nothing.
 
-    Of `file.py#name` that name alone counts: the rest of the file computes nothing that is recorded.
+    Of `file.py#name` that name alone counts.
     """
     commit, changed = version.split("+")[0], []
     for entry in files:
         file, _, only = entry.partition("#")
         then, now = _program_at(commit, file), _program_now(file)
-        names = [name for name, program in (then or {}).items() if now.get(name) != program and only in ("", name)]
+        counted = {name: program for name, program in (then or {}).items() if only in ("", name.partition("[")[0])}
+        names = [name for name, program in counted.items() if now.get(name) != program]
         if names:
             changed.append(f"{file} ({', '.join(names)})")
     return f"{what}: {', '.join(changed)}" if changed else ""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.detector import Detector as AnyDetector
 from common.detector import arguments_of, require_score
 from common.errors import UserError
 from crosr.scores import NAMES, Variant, fit, score_names, scored, variants
+from crosr.sweep import settings_of
 
 
 class Detector(AnyDetector):
@@ -43,18 +45,15 @@ class Detector(AnyDetector):
 
         name = score or "crosr"
         word, _, tail = name.partition("-tail")
-        require_score(word if word in NAMES.values() and tail.isdigit() else name, SCORE_NAMES)
+        require_score(word if word in NAMES.values() and re.fullmatch("[1-9][0-9]*", tail) else name, SCORE_NAMES)
         args = get_args_parser().parse_args(arguments_of(PAPER, where, device, "--score", word))
         trained, devices = Trained(args, PAPER), Devices(args)
-        if not tail and name not in trained.thresholds():  # of several tails the first is the run's own
-            tail = next((other.partition("-tail")[2] for other in trained.thresholds() if other.startswith(f"{name}-tail")), "")
-        args.tail_size = [int(tail)] if tail else args.tail_size
         args.alpha = min(args.alpha, len(trained.header["class_names"]))
         model = DHRNet(**trained.header["model"])
         trained.fill(model)
         found, _ = variants(args, len(trained.header["class_names"]))
         function = forward(devices.setup(model).eval(), devices)
-        self._fill(args, trained, function, devices, found, stored_statistics(trained.tensors))
+        self._fill(args, trained, function, devices, found, stored_statistics(trained.tensors), int(tail or 0))
 
     @classmethod
     def of_evaluation(cls, args, trained, function, devices, found, statistics) -> Detector:
@@ -67,13 +66,13 @@ class Detector(AnyDetector):
                 print(f"note: {detector.score} with the settings of the last evaluation: {told(differing)}")
         return detector
 
-    def _fill(self, args, trained, function, devices, found, statistics) -> None:
+    def _fill(self, args, trained, function, devices, found, statistics, tail: int = 0) -> None:
         self.trained, self.function, self.statistics = trained, function, statistics
         self.device, self.batch_size = devices.device, args.batch_size
         self.score = score_names(args.score, found)[0]
         self.variants, self.fitted = {}, {}
         if self.score in found:
-            self.score, variant = evaluated_variant(args, trained, self.score, found[self.score])
+            self.score, variant = evaluated_variant(args, trained, self.score, found[self.score], tail)
             self.variants = {self.score: variant}
             self.fitted = {self.score: fit(statistics, variant, self.class_names)}
 
@@ -86,37 +85,49 @@ class Detector(AnyDetector):
         return scored(self.score, outputs, self.variants, self.fitted, self.statistics)["unknown_score"]
 
 
-def evaluated_variant(args, trained, name: str, of_flags: Variant) -> tuple[str, Variant]:
+def evaluated_variant(args, trained, name: str, of_flags: Variant, tail: int = 0) -> tuple[str, Variant]:
     """Name and settings of an OpenMax score in the last evaluation: its threshold is right for these settings only.
 
-    Flags that were left at their defaults give way to them, others are refused; without an evaluation, or with one that did
-    not keep its settings, those of the flags count.
-    """
-    from crosr.test import get_args_parser
+    Of several tails `tail` counts, else that of the flags, else the first. Flags that were left at their defaults give way to
+    the settings, others are refused; without an evaluation those of the flags count.
 
+    Raises
+    ------
+    UserError
+        The evaluation had another tail than `tail`, other settings than the flags ask for, or did not keep its settings.
+    """
     known = trained.thresholds()
-    name = next((other for other in (name, f"{name}-tail{of_flags.settings['tail_size']}") if other in known), name)
-    scoring = dict(known.get(name, {}).get("scoring", {}))
+    asked = f"{name}-tail{tail or of_flags.settings['tail_size']}"
+    several = [other for other in known if other.startswith(f"{name}-tail") and not tail]
+    name = next((other for other in (asked, name, *several) if other in known), asked if tail else name)
+    if name not in known:
+        settings = of_flags.settings | ({"tail_size": tail} if tail else {})
+        return name, of_flags._replace(settings=settings)
+    scoring = dict(known[name].get("scoring", {}))
     if not scoring:
-        return name, of_flags
+        raise UserError(f"the last evaluation did not keep the settings of {name}, so its threshold cannot be used: evaluate the"
+                        " network once more with test.py")  # fmt: skip
     evaluated = Variant(scoring.pop("features"), scoring.pop("pooling"), scoring)
     then, now = settings_of(evaluated), settings_of(of_flags)
-    differing = {key: value for key, value in now.items() if value != then[key]}
-    classes, untouched = len(trained.header["class_names"]), get_args_parser().parse_args(["--score", *args.score])
-    untouched.alpha = min(untouched.alpha, classes)
-    default, _ = variants(untouched, classes)
-    usual = settings_of(next(iter(default.values())))
-    asked = {key: value for key, value in differing.items() if value != usual[key]}
-    if asked:
-        own = told({key: then[key] for key in asked})
-        raise UserError(f"the threshold of {name} belongs to {own}, the flags say {told(asked)}:"
-                        " leave them out, or evaluate once without --images with them")  # fmt: skip
+    usual = settings_of(untouched_variant(args, len(trained.header["class_names"])))
+    differing = {key: value for key, value in now.items() if value not in (then[key], usual[key])}
+    if tail and tail != then["tail_size"]:
+        differing["tail_size"] = tail
+    if differing:
+        own = told({key: then[key] for key in differing})
+        raise UserError(f"the threshold of {name} belongs to {own}, asked for is {told(differing)}: leave it out, or evaluate"
+                        " once with it")  # fmt: skip
     return name, evaluated
 
 
-def settings_of(variant: Variant) -> dict:
-    """All settings of an OpenMax score by name, as `metrics.json` keeps them beside its threshold (`scoring`)."""
-    return {"features": variant.features, "pooling": variant.pooling, **variant.settings}
+def untouched_variant(args, classes: int) -> Variant:
+    """The first OpenMax score of the flags if nothing but `--score` were given."""
+    from crosr.test import get_args_parser
+
+    untouched = get_args_parser().parse_args(["--score", *args.score])
+    untouched.alpha = min(untouched.alpha, classes)
+    found, _ = variants(untouched, classes)
+    return next(iter(found.values()))
 
 
 def told(settings: dict) -> str:

@@ -13,7 +13,7 @@ from crosr.scores import Variant, fit, scored
 
 
 def settings_of(variant: Variant) -> dict:
-    """What a sweep can vary: the settings of OpenMax, `pooling` and `features`."""
+    """What a sweep can vary, and `metrics.json` keeps beside a threshold: the settings of OpenMax, `pooling` and `features`."""
     return {**variant.settings, "pooling": variant.pooling, "features": variant.features}
 
 

@@ -157,8 +157,8 @@ def write_openmax_files(args, directory, arrays, found, fitted, results) -> None
     `metrics.json` gets the settings (`scoring`) that each threshold belongs to.
     """
     from common.files import write_json
-    from crosr.api import settings_of
     from crosr.per_class import one_vs_rest_text, report_text, tables, write_tables
+    from crosr.sweep import settings_of
 
     evaluated = json.loads((directory / "metrics.json").read_text())
     for name, variant in found.items():

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,20 @@ class Detector(AnyDetector):
     Raises
     ------
     UserError
-        Nothing there; the last evaluation computed the score in a way that single images cannot have, or that flags of
+        Nothing there, or the last evaluation computed the score in a way that single images cannot have or that flags of
         `test.py` chose.
     """
 
     def __init__(self, where: str | Path, score: str | None = None, device: str = "auto"):
+        from common.evaluation import Trained
         from vmdls.evaluation_arguments import PAPER, SCORE_NAMES, parse_arguments
 
         score = require_score(score or "vmdls", SCORE_NAMES)
-        words = arguments_of(PAPER, where, device, "--score", score)
-        run = Path(words[1])
-        if last_evaluation(run).get("methods", {}).get(score, score).startswith(f"{score}-weighted"):
-            words += ["--ae_features", "--ae_weights", last_evaluation(run)["reconstruction"]["autoencoder"]]
-        self._open(parse_arguments(words))
+        args = parse_arguments(arguments_of(PAPER, where, device, "--score", score))
+        scoring = evaluated_as(Trained(args, PAPER), score)
+        if "autoencoder" in scoring:
+            args.ae_features, args.ae_weights = True, scoring["autoencoder"]
+        self._open(args)
 
     @classmethod
     def from_arguments(cls, args) -> Detector:
@@ -58,26 +58,23 @@ class Detector(AnyDetector):
         from vmdls.test import trained_network
 
         if args.transductive:
-            raise UserError("--transductive takes its constants from a test set: it does not go with --images")
+            raise UserError("--transductive takes its constants from a test set: it does not go with single images")
         self.score, self.variant = next(iter(wanted(args).items()))
         self.devices = Devices(args)
         self.device, self.batch_size = self.devices.device, args.batch_size
         self.trained, self.model, self.rebuilder, weights = trained_network(args, self.devices)
-        self.trained.threshold(self.score)  # an evaluation is needed first: say so before anything is computed
+        scoring = evaluated_as(self.trained, self.score)
+        if self.variant.weighted and (not scoring or scoring.get("autoencoder") != located(weights)):
+            raise UserError(f"the last evaluation did not weight {self.score} by {weights}: evaluate once with --ae_features")
         stored = self.variant.settings is None and "statistics.covariance" in self.trained.tensors
         train = None if stored else self.trained.data(args).train
         self.evaluation = Evaluation(args, self.model, self.rebuilder, self.devices, self.trained.tensors, train)
-        last = last_evaluation(self.trained.directory)
-        used = last.get("reconstruction", {})
-        if self.variant.weighted:
-            if used.get("autoencoder") != weights:
-                raise UserError(f"the last evaluation did not use the auto-encoder {weights}: evaluate once without --images")
-            self.evaluation.largest = used["largest_training_error"]
+        self.evaluation.largest = scoring.get("largest_training_error")
         self.evaluation.prepare([self.variant])
-        method = last.get("methods", {}).get(self.score, self.score)
-        if method != self.evaluation.method(self.variant):
-            raise UserError(f"the last evaluation was of {method}: evaluate again without --transductive, with the same flags of"
-                            " the statistics")  # fmt: skip
+        method = self.evaluation.method(self.variant)
+        if scoring and method != scoring["method"]:
+            raise UserError(f"the threshold of {self.score} belongs to {scoring['method']}, this is {method}: give test.py"
+                            " --images the flags of that evaluation, or evaluate once more without --transductive")  # fmt: skip
 
     def network(self):
         """The function of a batch of images that gives the feature ensemble, and what the auto-encoder made of the images."""
@@ -101,7 +98,15 @@ class Detector(AnyDetector):
         return self.evaluation.scored(self.variant, {**outputs, "split": np.full(len(outputs["features"]), TEST, np.int8)})
 
 
-def last_evaluation(directory: Path) -> dict:
-    """What `test.py` wrote to a directory's `metrics.json`; empty where nothing was evaluated."""
-    evaluated = directory / "metrics.json"
-    return json.loads(evaluated.read_text()) if evaluated.exists() else {}
+def evaluated_as(trained, score: str) -> dict:
+    """How the last evaluation computed a score (`scoring` beside its threshold); empty where there was none.
+
+    `method`, and for weighted scores `autoencoder` and `largest_training_error`.
+    """
+    known = trained.thresholds().get(score)
+    return {} if known is None else known.get("scoring", {"method": score})
+
+
+def located(weights: str) -> str:
+    """Weights that are a path as an absolute one, so that another working directory finds them; other names as they are."""
+    return str(Path(weights).resolve()) if Path(weights).exists() else weights

@@ -71,8 +71,7 @@ def main(argv=None) -> None:
     methods = {name: evaluation.method(variant) for name, variant in variants.items()}
     report(args, trained, data, list(variants), found.get, seconds, argv, methods.get)
     print(f"written: {write_tables(trained.directory, found, first, methods, args.thresholding)}")
-    if rebuilder is not None:
-        remember_weights(trained.directory, weights, evaluation.largest)
+    remember_settings(trained.directory, evaluation, variants, weights)
     if not args.no_report and not args.dry_run:
         from common.plots.drawing import draw_run
         from common.plots.reading import read_run
@@ -80,12 +79,17 @@ def main(argv=None) -> None:
         draw_run(read_run(trained.directory), trained.directory / "figures", seed=args.seed)
 
 
-def remember_weights(directory, weights: str, largest: float) -> None:
-    """Add to metrics.json which auto-encoder weighted the scores and its largest training error, for `--images`."""
+def remember_settings(directory, evaluation, variants, weights: str | None) -> None:
+    """Add to metrics.json what each threshold belongs to (`scoring`): method, auto-encoder, its largest training error."""
     from common.files import write_json
+    from vmdls.api import located
 
     metrics = json.loads((directory / "metrics.json").read_text())
-    metrics["reconstruction"] = {"autoencoder": weights, "largest_training_error": largest}
+    for name, variant in variants.items():
+        scoring = {"method": evaluation.method(variant)}
+        if variant.weighted:
+            scoring |= {"autoencoder": located(weights), "largest_training_error": evaluation.largest}
+        metrics["thresholds"][name]["scoring"] = scoring
     write_json(directory / "metrics.json", metrics)
 
 

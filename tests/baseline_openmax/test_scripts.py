@@ -177,7 +177,7 @@ def test_own_pictures_need_a_threshold(run, own_run, pictures):
     (own_run / "metrics.json").unlink()
     done = run("test.py", "--run_dir", own_run, "--images", pictures)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "evaluate it once without --images" in done.stderr
+    assert "evaluate it once, test.py --score" in done.stderr
 
 
 def test_the_report_and_features_are_written(run, own_run):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common import detector as common_detector
 from common.arguments import ROOT
-from common.checkpoints import read_manifest
+from common.checkpoints import add, read_header, read_manifest
 from common.datasets import prepare
 from common.detector import load, paper_of
 from common.errors import UserError
@@ -104,7 +104,7 @@ def test_the_score_not_evaluated_yet_has_no_threshold(runs, digits):
         load(runs["cssr"], "s2").decide(digits.test.pixels)
 
 
-def test_weighted_evaluations_give_weighted_scores(runs, digits, tmp_path):
+def test_weighted_evaluations_give_weighted_scores(runs, digits, tmp_path, monkeypatch):
     from vmdls import mnist_ae, test
 
     run = Path(shutil.copytree(runs["vmdls"], tmp_path / "run"))
@@ -116,9 +116,74 @@ def test_weighted_evaluations_give_weighted_scores(runs, digits, tmp_path):
     images = np.concatenate([digits.test.pixels, digits.unknown["digits-unknown"].pixels])
     np.testing.assert_allclose(weighted(images), expected, rtol=1e-4)
     assert not np.allclose(plain(images), expected, rtol=1e-2)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_allclose(load(run / "weights.safetensors")(images), expected, rtol=1e-4)
+    add(run, "vmdls-weighted", tmp_path / "checkpoints")
+    scoring = read_header(tmp_path / "checkpoints" / "vmdls-weighted.safetensors")["thresholds"]["vmdls"]["scoring"]
+    assert scoring["method"] == "vmdls-weighted" and Path(scoring["autoencoder"]) == tmp_path / "ae"
     test.main(["--run_dir", str(run), "--transductive", *flags])
-    with pytest.raises(UserError, match="the last evaluation was of vmdls-weighted-transductive"):
+    with pytest.raises(UserError, match="belongs to vmdls-weighted-transductive, this is vmdls-weighted"):
         load(run)
+
+
+def test_an_explicit_tail_is_that_tail_or_refused(runs, tmp_path):
+    from baseline_openmax import test as baseline
+    from crosr import test as crosr
+
+    run = Path(shutil.copytree(runs["crosr"], tmp_path / "crosr"))
+    crosr.main(["--run_dir", str(run), "--no_report", "--tail_size", "20"])
+    assert load(run, "crosr-tail20").variants["crosr"].settings["tail_size"] == 20
+    for tail in (100, 30):
+        with pytest.raises(UserError, match=f"belongs to tail_size 20, asked for is tail_size {tail}"):
+            load(run, f"crosr-tail{tail}")
+    for wrong in ("crosr-tail0", "crosr-tail²", "mls-tail20"):
+        with pytest.raises(UserError, match="no score"):
+            load(run, wrong)
+    run = Path(shutil.copytree(runs["baseline_openmax"], tmp_path / "baseline"))
+    for tails in (["20", "50"], ["30"]):
+        baseline.main(["--run_dir", str(run), "--no_report", "--score", "openmax", "--tail_size", *tails])
+    assert load(run, "openmax-tail30").threshold() == load(run, "openmax").threshold()
+    with pytest.raises(UserError, match=r"no openmax-tail50 threshold is known .*--score openmax --tail_size 50"):
+        load(run, "openmax-tail50").threshold()  # its file is that of the evaluation before
+
+
+def test_a_threshold_without_its_settings_is_not_used(runs, tmp_path):
+    run = Path(shutil.copytree(runs["crosr"], tmp_path / "run"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    for values in metrics["thresholds"].values():
+        values.pop("scoring", None)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"did not keep the settings of crosr-tail15.*evaluate the network once more"):
+        load(run)
+    assert load(run, "mls").threshold() == metrics["thresholds"]["mls"]["validation"]
+
+
+@pytest.mark.parametrize("paper", TRAINING)
+def test_without_an_evaluation_there_are_scores_and_no_threshold(runs, digits, tmp_path, paper):
+    run = Path(shutil.copytree(runs[paper], tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    detector = load(run, "crosr-tail15" if paper == "crosr" else None)  # the default tail does not fit two hundred images
+    np.testing.assert_allclose(detector(digits.test.pixels), load(run, detector.score)(digits.test.pixels))
+    with pytest.raises(UserError, match=r"threshold is known for this network: evaluate it once, test.py --score"):
+        detector.threshold()
+
+
+def test_files_best_epochs_and_names_in_folders(runs, tmp_path, monkeypatch):
+    from baseline_openmax import test
+
+    run = Path(shutil.copytree(runs["baseline_openmax"], tmp_path / "run"))
+    test.main(["--run_dir", str(run), "--select", "best", "--score", "mls", "--no_report"])
+    best = load(run / "best")
+    assert best.trained.directory == run / "best" and load(run / "weights_best.safetensors").threshold() == best.threshold()
+    assert paper_of(run / "weights.safetensors") == "baseline_openmax"
+    (tmp_path / "net.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="file of another program: name the folder"):
+        load(tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"no run, file or checkpoint '\*'"):
+        load("*")
+    shutil.copytree(run, tmp_path / "runs" / "baseline_openmax" / "group" / "one")
+    monkeypatch.setattr(common_detector, "ROOT", tmp_path)
+    assert paper_of("group/one") == paper_of("group/one/best") == "baseline_openmax"
 
 
 def test_crosr_pictures_are_judged_with_the_settings_of_the_threshold(runs, tmp_path, capsys):
@@ -137,7 +202,7 @@ def test_crosr_pictures_are_judged_with_the_settings_of_the_threshold(runs, tmp_
     assert "with the settings of the last evaluation: tail_size 25, softmax before" in said[0][0]
     score = float(said[0][-1].split(" crosr ")[1].split()[0])
     assert score == pytest.approx(float(load(run)(picture)[0]), rel=1e-4)
-    with pytest.raises(UserError, match="belongs to tail_size 25, the flags say tail_size 20"):
+    with pytest.raises(UserError, match="belongs to tail_size 25, asked for is tail_size 20"):
         test.main(["--run_dir", str(run), "--tail_size", "20", "--images", str(tmp_path / "a.png")])
 
 

@@ -250,7 +250,7 @@ def test_own_pictures_are_judged(own, tmp_path, capsys):
     assert len(lines) == 2 and all(f"threshold {threshold:12.6g}" in line for line in lines)
     assert lines[0].split()[1] == "0"
     (own / "metrics.json").unlink()
-    with pytest.raises(UserError, match="evaluate it once without --images"):
+    with pytest.raises(UserError, match=r"evaluate it once, test.py --score crosr$"):
         script.main(["--run_dir", str(own), "--images", *pictures])
 
 

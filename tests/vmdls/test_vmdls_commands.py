@@ -168,7 +168,7 @@ def test_every_printed_command_starts(name, workplace, capsys):
     if script is test:
         rows = (workplace / "out" / "dry_run" / "f1_by_threshold.csv").read_text().splitlines()
         assert value(words, "--unknown_dataset") in out.out and len(rows) == 101
-        assert ("reconstruction" in (workplace / "out" / "dry_run" / "metrics.json").read_text()) == ("--ae_features" in words)
+        assert ("autoencoder" in (workplace / "out" / "dry_run" / "metrics.json").read_text()) == ("--ae_features" in words)
     else:
         assert (workplace / "out" / "weights.safetensors").exists()
         assert ("monitoring (mean vectors alone" in out.out) == (script is main)

@@ -211,7 +211,7 @@ def test_own_pictures(evaluated, own_run, tmp_path, capsys):
     assert lines[0].split()[1] == "0" and lines[1].split()[1] == "1"
     test.main(["--run_dir", str(own_run), "--transductive", "--no_report"])
     capsys.readouterr()
-    assert "last evaluation" in error_of(capsys, ["--run_dir", own_run, "--images", *pictures])
+    assert "belongs to vmdls-transductive, this is vmdls" in error_of(capsys, ["--run_dir", own_run, "--images", *pictures])
 
 
 def test_records_name_score_and_switches(own_run, tmp_path, monkeypatch):

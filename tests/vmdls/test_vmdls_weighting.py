@@ -62,7 +62,7 @@ def test_scores_are_the_formula_of_their_parts(evaluate):
     from common.checkpoints import load_weights
 
     highest = float(load_weights(folder, paper="vmdls")[0]["statistics.highest"])
-    largest = metrics["reconstruction"]["largest_training_error"]
+    largest = metrics["thresholds"]["vmdls"]["scoring"]["largest_training_error"]
     best, error = scores["parts"].T
     np.testing.assert_allclose(best, scores["logits"].max(1))
     expected = -(error / largest) * np.minimum(best - 1 - highest, -1)
@@ -114,7 +114,7 @@ def test_own_pictures_are_weighted_as_the_evaluation_was(evaluate, trained, tmp_
     line = capsys.readouterr().out.splitlines()
     assert len(line) == 1 and "threshold" in line[0]
     evaluate()
-    with pytest.raises(ValueError, match="did not use the auto-encoder"):
+    with pytest.raises(ValueError, match="did not weight vmdls by"):
         test.main(["--run_dir", str(folder), "--ae_features", "--images", str(tmp_path / "0.png")])
 
 
