@@ -1,6 +1,6 @@
 """What each method's training costs beside plain softmax training, measured in one run.
 
-    python benchmarks/methods.py [--recipe laptop] [--rounds 2] [--out results/benchmarks/methods-laptop.json] [--only RUN...]
+    python benchmarks/methods.py [--recipe laptop] [--rounds 2] [--out results/benchmarks/methods-laptop.json]
 
 The recipe's own training commands (rows.json), on a seeded subset of their data, one after the other and round by round:
 whole trainings with all their phases and the statistics that scoring needs, but without held-out images. A cost is a
@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,21 +34,13 @@ def fields(table: str) -> dict[tuple[str, str], list[ledger.Recipe]]:
         for row in book.rows:
             for answer in row.answers:
                 recipe = answer.recipe
-                compared = answer.method in head_to_head.SCORES[book.paper]
-                if compared and head_to_head.recipe_of(recipe.table, answer.method) == table:
+                # What continues a network of the whole data refuses a subset of it.
+                compared = answer.method in head_to_head.SCORES[book.paper] and "--start_from" not in recipe.train
+                if compared and recipe.table == table:
                     key = recipe.data[0], results.FAMILY.sub(r"\1", recipe.splits[0])
                     found.setdefault(key, {})[recipe.id] = recipe
     several = {key: list(runs.values()) for key, runs in found.items() if len({run.paper for run in runs.values()}) > 1}
     return {key: sorted(runs, key=lambda run: run.paper != head_to_head.REFERENCE[0]) for key, runs in several.items()}
-
-
-def only(compared: dict, names: Sequence[str]) -> dict[tuple[str, str], list[ledger.Recipe]]:
-    """The runs of these names, each field's behind its reference; a `UserError` for a name that is not there."""
-    known = [run.id for runs in compared.values() for run in runs]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"no run {unknown[0]!r} in this recipe: {', '.join(known)}")
-    kept = {key: [runs[0], *(run for run in runs[1:] if run.id in names)] for key, runs in compared.items()}
-    return {key: runs for key, runs in kept.items() if len(runs) > 1}
 
 
 def seconds(recipe: ledger.Recipe, subset: int) -> float:
@@ -76,15 +68,11 @@ def main(argv=None) -> None:
     parser.add_argument("--recipe", default="laptop", help="the preset whose methods are compared")
     parser.add_argument("--rounds", type=positive_int, default=2, help="how often all of them train")
     parser.add_argument("--subset", type=positive_int, default=2560, help="training images; whole batches of every preset")
-    parser.add_argument("--only", nargs="+", metavar="RUN",
-                        help="these runs beside plain training; costs of others that --out holds already stay as they are")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
     compared = fields(args.recipe)
     if not compared:
         raise UserError(f"no recipe {args.recipe!r} that several papers have; laptop and mnist are")
-    if args.only:
-        compared = only(compared, args.only)
     measured = {}
     for runs in compared.values():
         measured |= costs(runs, args.rounds, args.subset)
@@ -100,17 +88,8 @@ def main(argv=None) -> None:
         about = {"threads": os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads(), "bfloat16": cpu_has_bf16(),
                  "capability": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
         command = f"python benchmarks/methods.py --recipe {args.recipe} --rounds {args.rounds} --subset {args.subset}"
-        session = {"command": command, "code_version": code_version(), "cpu": about, "torch": torch.__version__,
-                   "subset": args.subset, "rounds": args.rounds, "runs": measured}  # fmt: skip
-        if args.only and args.out.exists():
-            # A cost is a ratio within one session: those of another session stand beside, with what made them.
-            session["command"] += f" --only {' '.join(args.only)}"
-            stored = json.loads(args.out.read_text())
-            new = {name: measured[name] | {"session": len(stored.get("sessions", []))} for name in args.only}
-            session["plain training"] = {name: found for name, found in measured.items() if name not in args.only}
-            del session["runs"]
-            session = stored | {"runs": stored["runs"] | new, "sessions": [*stored.get("sessions", []), session]}
-        write_json(args.out, session)
+        write_json(args.out, {"command": command, "code_version": code_version(), "cpu": about, "torch": torch.__version__,
+                              "subset": args.subset, "rounds": args.rounds, "runs": measured})  # fmt: skip
 
 
 if __name__ == "__main__":
