@@ -104,7 +104,7 @@ def accuracy_and_auroc(folder: Path | None = None) -> dict[str, list[tuple[float
 
 
 def cost(folder: Path | None = None) -> dict[str, list[dict]]:
-    """Minutes of training, images per second and AUROC of every run's own score, by method and data.
+    """Minutes of training, images per second and AUROC of every run's own score, by method, data and family of splits.
 
     Of the records those whose unknown images are the classes that the split leaves out: AUROCs of other sets are not alike.
     """
@@ -112,7 +112,7 @@ def cost(folder: Path | None = None) -> dict[str, list[dict]]:
     for paper, method, metrics, meta in metrics_of(folder):
         # Variants of a recipe, as VMDLS's control with nothing but its heads trained, are no runs of the same thing.
         variant = f" ({meta['table']})" if str(meta.get("table")).startswith("laptop-") else ""
-        name = paper if folder else f"{method}, {meta['data']}{variant}"
+        name = paper if folder else " ".join((f"{method},", meta["data"], FAMILY.sub(r"\1", meta["split"]))) + variant
         left_out = set(by_source(metrics)) == {f"{meta.get('data')}-unknown"}
         if folder is None and not (left_out and is_one_of(method, CHOSEN[paper] if paper == "cssr" else CHOSEN[paper][:1])):
             continue
