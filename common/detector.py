@@ -47,6 +47,19 @@ class Detector(ABC):
     device: torch.device
     batch_size: int = 512
 
+    @classmethod
+    def from_arguments(cls, args) -> Detector:
+        """The detector that the flags of a folder's `test.py` name, where its class opens itself from them (`_open`).
+
+        Of several scores the first counts.
+        """
+        detector = cls.__new__(cls)
+        detector._open(args)
+        return detector
+
+    def _open(self, args) -> None:
+        raise NotImplementedError(f"{type(self).__module__} is not opened from flags")
+
     @property
     def class_names(self) -> list[str]:
         return list(self.trained.header["class_names"])

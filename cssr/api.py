@@ -37,13 +37,6 @@ class Detector(AnyDetector):
         score = require_score(score or "fused", SCORE_NAMES)
         self._open(get_args_parser().parse_args(arguments_of(PAPER, where, device, "--score", score)))
 
-    @classmethod
-    def from_arguments(cls, args) -> Detector:
-        """The detector that the flags of `test.py` name; of several scores the first counts."""
-        detector = cls.__new__(cls)
-        detector._open(args)
-        return detector
-
     def _open(self, args) -> None:
         from common.devices import Devices
         from cssr.test import trained_network

@@ -45,13 +45,6 @@ class Detector(AnyDetector):
             args.ae_features, args.ae_weights = True, scoring["autoencoder"]
         self._open(args)
 
-    @classmethod
-    def from_arguments(cls, args) -> Detector:
-        """The detector that the flags of `test.py` name; of several scores the first counts."""
-        detector = cls.__new__(cls)
-        detector._open(args)
-        return detector
-
     def _open(self, args) -> None:
         from common.devices import Devices
         from vmdls.evaluation import Evaluation, wanted
