@@ -47,19 +47,6 @@ class Detector(ABC):
     device: torch.device
     batch_size: int = 512
 
-    @classmethod
-    def from_arguments(cls, args) -> Detector:
-        """The detector that the flags of a folder's `test.py` name, where its class opens itself from them (`_open`).
-
-        Of several scores the first counts.
-        """
-        detector = cls.__new__(cls)
-        detector._open(args)
-        return detector
-
-    def _open(self, args) -> None:
-        raise NotImplementedError(f"{type(self).__module__} is not opened from flags")
-
     @property
     def class_names(self) -> list[str]:
         return list(self.trained.header["class_names"])
@@ -76,9 +63,9 @@ class Detector(ABC):
     def score_outputs(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Unknown score of what `outputs` returned, float64 `(N,)`; larger = more likely unknown."""
 
-    def classes_of(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Predicted known class 0..K-1 of what `outputs` returned, int64 `(N,)`."""
-        return outputs["logits"].argmax(1)
+    def judge(self, outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Unknown score and predicted known class 0..K-1 of what `outputs` returned, float64 and int64 `(N,)`."""
+        return self.score_outputs(outputs), outputs["logits"].argmax(1)
 
     def outputs(self, images) -> dict[str, np.ndarray]:
         """What the score is made of, for uint8 images `(N, C, H, W)`; a `UserError` for anything else."""
@@ -107,8 +94,24 @@ class Detector(ABC):
 
     def decide(self, images) -> np.ndarray:
         """Known class 0..K-1, or -1 where the score reaches the threshold, int64 `(N,)`."""
-        threshold, outputs = self.threshold(), self.outputs(images)
-        return np.where(self.score_outputs(outputs) >= threshold, -1, self.classes_of(outputs))
+        threshold = self.threshold()
+        unknown_score, classes = self.judge(self.outputs(images))
+        return np.where(unknown_score >= threshold, -1, classes)
+
+
+class FlagDetector(Detector):
+    """A detector that opens itself from the flags of its folder's `test.py`."""
+
+    @classmethod
+    def from_arguments(cls, args) -> FlagDetector:
+        """The detector that the flags name; of several scores the first counts."""
+        detector = cls.__new__(cls)
+        detector._open(args)
+        return detector
+
+    @abstractmethod
+    def _open(self, args) -> None:
+        """Load what the flags name; sets the attributes of a `Detector`."""
 
 
 def paper_of(where: str | Path) -> str:
@@ -179,9 +182,8 @@ def verdicts(detector: Detector, pictures: Sequence[str | Path]) -> list[str]:
 
     threshold = detector.threshold()
     names, pixels = read_images(pictures, detector.shape)
-    outputs = detector.outputs(pixels)
-    return verdict_lines(names, detector.classes_of(outputs), detector.score_outputs(outputs), threshold, detector.class_names,
-                         detector.score)  # fmt: skip
+    unknown_score, classes = detector.judge(detector.outputs(pixels))
+    return verdict_lines(names, classes, unknown_score, threshold, detector.class_names, detector.score)
 
 
 def get_args_parser() -> ScriptParser:

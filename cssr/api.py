@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.detector import Detector as AnyDetector
-from common.detector import arguments_of, require_score
+from common.detector import FlagDetector, arguments_of, require_score
 
 
-class Detector(AnyDetector):
+class Detector(FlagDetector):
     """A trained network with class auto-encoders, and one of its scores (see `common.detector.Detector`).
 
     Parameters

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.detector import Detector as AnyDetector
-from common.detector import arguments_of, require_score
+from common.detector import FlagDetector, arguments_of, require_score
 from common.errors import UserError
 
 
-class Detector(AnyDetector):
+class Detector(FlagDetector):
     """A trained network, its Gaussians, and one of its scores (see `common.detector.Detector`).
 
     Parameters
@@ -77,18 +76,17 @@ class Detector(AnyDetector):
 
     def score_outputs(self, outputs) -> np.ndarray:
         """Unknown score of what `outputs` returned, float64 `(N,)`; larger = more likely unknown."""
-        return self._scored(outputs)["unknown_score"]
+        return self.judge(outputs)[0]
 
-    def classes_of(self, outputs) -> np.ndarray:
-        """The known class 0..K-1 whose Gaussian is likeliest, int64 `(N,)`."""
-        return self._scored(outputs)["prediction"]
-
-    def _scored(self, outputs):
+    def judge(self, outputs) -> tuple[np.ndarray, np.ndarray]:
+        """Unknown score, and the known class whose Gaussian is likeliest, float64 and int64 `(N,)`."""
         from common.inference import TEST
         from vmdls.scoring import require_finite
 
         require_finite(outputs["features"], "images")
-        return self.evaluation.scored(self.variant, {**outputs, "split": np.full(len(outputs["features"]), TEST, np.int8)})
+        arrays = {**outputs, "split": np.full(len(outputs["features"]), TEST, np.int8)}
+        found = self.evaluation.scored(self.variant, arrays)
+        return found["unknown_score"], found["prediction"]
 
 
 def evaluated_as(trained, score: str) -> dict:
